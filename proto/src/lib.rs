@@ -18,4 +18,5 @@ pub mod v1 {
 }
 
 mod json;
+mod ports;
 pub mod resources;

@@ -1,1 +1,125 @@
-//! placeholder
+//! Arithmetic on [`Resources`], the same for the agent, the master and frameworks.
+//!
+//! Amounts never go below zero and never wrap: what cannot be subtracted is `None`
+//! ([`Resources::checked_sub`]) or stops at zero ([`Resources::saturating_sub`]).
+//! Ports are sets: adding is the union, subtracting the difference, and a subtraction of a port
+//! that is not there is `None`, like taking more CPU than there is.
+
+use crate::v1::{PortRange, Resources};
+
+pub use crate::ports::{PortSet, PortSetError};
+
+impl Resources {
+    /// The ports as a set. Ranges that no machine has (0, above 65535, reversed) are an error.
+    ///
+    /// # Errors
+    /// [`PortSetError`] names the first range that is not one.
+    pub fn port_set(&self) -> Result<PortSet, PortSetError> {
+        PortSet::from_ranges(&self.ports)
+    }
+
+    /// Nothing of any kind.
+    pub fn is_empty(&self) -> bool {
+        self.cpu_milli == 0 && self.mem_bytes == 0 && self.valid_ports().is_empty()
+    }
+
+    /// Is every amount of `other` here too?
+    pub fn contains(&self, other: &Resources) -> bool {
+        self.cpu_milli >= other.cpu_milli
+            && self.mem_bytes >= other.mem_bytes
+            && self.valid_ports().is_superset(&other.valid_ports())
+    }
+
+    /// Both together. Sums stop at the largest number; ports are united.
+    #[must_use]
+    pub fn plus(&self, other: &Resources) -> Resources {
+        Resources {
+            cpu_milli: self.cpu_milli.saturating_add(other.cpu_milli),
+            mem_bytes: self.mem_bytes.saturating_add(other.mem_bytes),
+            ports: self.valid_ports().union(&other.valid_ports()).to_ranges(),
+        }
+    }
+
+    /// What is left without `other`, or `None` where `other` is not contained.
+    pub fn checked_sub(&self, other: &Resources) -> Option<Resources> {
+        self.contains(other).then(|| self.saturating_sub(other))
+    }
+
+    /// What is left without `other`, each kind at least nothing.
+    #[must_use]
+    pub fn saturating_sub(&self, other: &Resources) -> Resources {
+        Resources {
+            cpu_milli: self.cpu_milli.saturating_sub(other.cpu_milli),
+            mem_bytes: self.mem_bytes.saturating_sub(other.mem_bytes),
+            ports: self.valid_ports().difference(&other.valid_ports()).to_ranges(),
+        }
+    }
+
+    /// The smaller of both, kind by kind; the ports that are in both.
+    #[must_use]
+    pub fn at_most(&self, other: &Resources) -> Resources {
+        let ports = self.valid_ports();
+        Resources {
+            cpu_milli: self.cpu_milli.min(other.cpu_milli),
+            mem_bytes: self.mem_bytes.min(other.mem_bytes),
+            ports: ports.difference(&ports.difference(&other.valid_ports())).to_ranges(),
+        }
+    }
+
+    /// The ports that exist. Input from outside is checked with [`Resources::port_set`] where it
+    /// enters; arithmetic leaves out what slipped through instead of failing in the middle.
+    fn valid_ports(&self) -> PortSet {
+        self.ports
+            .iter()
+            .filter_map(|r| PortSet::from_ranges(std::slice::from_ref(r)).ok())
+            .fold(PortSet::default(), |all, one| all.union(&one))
+    }
+}
+
+impl From<&PortSet> for Vec<PortRange> {
+    fn from(set: &PortSet) -> Self {
+        set.to_ranges()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ports() -> impl Strategy<Value = Vec<PortRange>> {
+        prop::collection::vec((1u32..200, 0u32..20), 0..6).prop_map(|ranges| {
+            ranges.into_iter().map(|(first, len)| PortRange { first, last: first + len }).collect()
+        })
+    }
+
+    fn resources() -> impl Strategy<Value = Resources> {
+        (0u64..1000, 0u64..1000, ports()).prop_map(|(cpu_milli, mem_bytes, ports)| Resources {
+            cpu_milli,
+            mem_bytes,
+            ports: PortSet::from_ranges(&ports).unwrap().to_ranges(),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_taken_and_what_is_left_add_up(a in resources(), b in resources()) {
+            let taken = a.at_most(&b);
+            let left = a.checked_sub(&taken).expect("the smaller of both is contained");
+            prop_assert_eq!(left.plus(&taken), a);
+        }
+
+        #[test]
+        fn subtraction_is_refused_exactly_when_not_contained(a in resources(), b in resources()) {
+            prop_assert_eq!(a.checked_sub(&b).is_some(), a.contains(&b));
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_not_there_cannot_be_taken() {
+        let has = Resources { ports: vec![PortRange { first: 10, last: 12 }], ..Resources::default() };
+        let wants = Resources { ports: vec![PortRange { first: 12, last: 13 }], ..Resources::default() };
+        assert_eq!(has.checked_sub(&wants), None);
+        assert_eq!(has.saturating_sub(&wants).ports, vec![PortRange { first: 10, last: 11 }]);
+    }
+}
