@@ -1,1 +1,55 @@
-//! placeholder
+//! The types that BPF programs and the agent share, each defined once.
+//!
+//! `enforce` (Rust) and the agent use them directly; `observe` (C) includes a header that
+//! [`C_HEADER`] is written to at build time. Every type is plain integers without padding, so that
+//! each byte of a map's value has one meaning; the layout is asserted below, at compile time.
+//!
+//! Pinned maps outlive the agent that made them. Whoever changes a layout, or what a field means,
+//! raises [`ABI_VERSION`]; agents then load anew instead of adopting what they would misread.
+#![no_std]
+#![cfg_attr(not(feature = "user"), forbid(unsafe_code))]
+
+mod exits;
+mod ports;
+
+pub use exits::{C_HEADER, ExitRecord, MAX_EXITS};
+pub use ports::{
+    COMM_LEN, Denial, DenialEvent, DenialKey, EVENT_RING_BYTES, GrantIndex, INDEX_WORDS, MAX_DENIALS,
+    MAX_DENIED_PORTS, MAX_PORT_WORDS, MAX_SOCKETS, MAX_TASKS, PORTS_PER_WORD, PortUse, PortWordKey, Protocol,
+    SocketPort, TaskCounters,
+};
+
+/// Version of every layout in this crate, part of the name of the pin directories.
+pub const ABI_VERSION: u32 = 1;
+
+/// Names of maps, programs and globals: the identifiers in `enforce` and `observe`, and the names
+/// under which they are pinned.
+pub mod names {
+    /// Read-only global of `enforce`: the level, below the root of the hierarchy, of task cgroups.
+    pub const TASK_LEVEL: &str = "TASK_LEVEL";
+
+    /// Cgroup id of a task -> [`GrantIndex`](crate::GrantIndex). The agent writes.
+    pub const GRANT_INDEX: &str = "GRANT_INDEX";
+    /// [`PortWordKey`](crate::PortWordKey) -> 64 ports, a bit each. The agent writes.
+    pub const GRANTS: &str = "GRANTS";
+    /// [`PortWordKey`](crate::PortWordKey) -> [`PortUse`](crate::PortUse). The agent makes, programs write.
+    pub const PORT_USE: &str = "PORT_USE";
+    /// Cgroup id of a task -> [`TaskCounters`](crate::TaskCounters). The agent makes, programs write.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// Socket cookie -> [`SocketPort`](crate::SocketPort). Programs write.
+    pub const SOCKETS: &str = "SOCKETS";
+    /// [`DenialKey`](crate::DenialKey) -> [`Denial`](crate::Denial). Programs write.
+    pub const DENIALS: &str = "DENIALS";
+    /// Ring buffer of [`DenialEvent`](crate::DenialEvent).
+    pub const EVENTS: &str = "EVENTS";
+    /// All maps of `enforce` that are pinned.
+    pub const ENFORCE_MAPS: [&str; 7] = [GRANT_INDEX, GRANTS, PORT_USE, COUNTERS, SOCKETS, DENIALS, EVENTS];
+
+    /// All programs of `enforce`, each attached once to the root of the tasks' cgroups.
+    pub const ENFORCE_PROGRAMS: [&str; 5] = ["bind4", "bind6", "post_bind4", "post_bind6", "sock_release"];
+
+    /// Cgroup id of a task -> [`ExitRecord`](crate::ExitRecord). Made by the agent, completed by `observe`.
+    pub const EXITS: &str = "exits";
+    /// The pinned link of the program that records exits.
+    pub const EXIT_LINK: &str = "process_exit";
+}

@@ -1,0 +1,57 @@
+//! How tasks ended. `observe` (C) and the agent share these.
+
+/// Most tasks whose main process is watched at one time.
+pub const MAX_EXITS: u32 = 8192;
+
+/// Defines a type of plain integers and its C declaration from one text.
+macro_rules! shared_with_c {
+    (@c u32) => { "__u32" };
+    (@c u64) => { "__u64" };
+    (
+        $(#[doc = $doc:literal])*
+        pub struct $name:ident as $c_name:literal {
+            $($(#[doc = $field_doc:literal])* pub $field:ident: $ty:tt,)+
+        }
+    ) => {
+        $(#[doc = $doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct $name {
+            $($(#[doc = $field_doc])* pub $field: $ty,)+
+        }
+
+        const _: () = assert!(size_of::<$name>() == 0 $(+ size_of::<$ty>())+, "padding");
+
+        impl $name {
+            /// The same type in C.
+            const C_DECLARATION: &str = concat!(
+                "struct ", $c_name, " {\n",
+                $("\t", shared_with_c!(@c $ty), " ", stringify!($field), ";\n",)+
+                "};\n",
+            );
+        }
+    };
+}
+
+shared_with_c! {
+    /// The end of a task's main process.
+    pub struct ExitRecord as "exit_record" {
+        /// The main process, in the initial PID namespace. The agent writes it.
+        pub main_tgid: u32,
+        /// As wait(2) reports it: exit code, signal and core dump bit.
+        pub status: u32,
+        /// CLOCK_MONOTONIC; 0 while the process lives.
+        pub exited_ns: u64,
+    }
+}
+
+/// The C declarations of this crate's types. They expect `__u32` and `__u64` to be defined.
+pub const C_HEADER: &str = ExitRecord::C_DECLARATION;
+
+/// Sound because of the size asserted by the macro: no padding, and every bit pattern is a value.
+#[cfg(feature = "user")]
+#[expect(unsafe_code, reason = "aya's marker for types that may be copied to and from the kernel as bytes")]
+mod pod {
+    // SAFETY: repr(C), integers only, and no padding (asserted where the type is made).
+    unsafe impl aya::Pod for super::ExitRecord {}
+}

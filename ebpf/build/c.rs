@@ -1,0 +1,65 @@
+//! `observe`: C with CO-RE, compiled by clang, and the libbpf skeleton of the result.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use libbpf_cargo::SkeletonBuilder;
+
+use crate::host::{missing, read, stdout, write};
+
+const SOURCE: &str = "observe/exits.bpf.c";
+/// clang 14 is the first whose objects have everything that CO-RE uses here.
+const OLDEST_CLANG: u32 = 14;
+const NEWEST_CLANG: u32 = 30;
+
+/// Leaves `exits.bpf.o` and `exits.skel.rs` in `out`, and returns the object.
+pub(crate) fn build(out: &Path) -> Result<Vec<u8>, String> {
+    let clang = find_clang()?;
+    write(&out.join("bulkhead_abi.h"), format!("#pragma once\n{}", bulkhead_abi::C_HEADER))?;
+    let object = out.join("exits.bpf.o");
+    SkeletonBuilder::new()
+        .source(SOURCE)
+        .obj(&object)
+        .clang(clang)
+        .clang_args([
+            "-mcpu=v3".into(),
+            format!("-I{}", out.display()),
+            "-Wall".into(),
+            "-Wextra".into(),
+            "-Wno-unused-parameter".into(),
+            "-Werror".into(),
+        ])
+        // rustup's rustfmt fails where the component is not installed, and nobody reads the file.
+        .rustfmt("cat")
+        .build_and_generate(out.join("exits.skel.rs"))
+        .map_err(|e| format!("{SOURCE}: {e:#}"))?;
+    read(&object)
+}
+
+fn find_clang() -> Result<PathBuf, String> {
+    if let Some(clang) = env::var_os("BPF_CLANG").map(PathBuf::from) {
+        return match major(&clang) {
+            Some(OLDEST_CLANG..) => Ok(clang),
+            Some(v) => Err(format!("BPF_CLANG is clang {v}; {OLDEST_CLANG} or newer is needed")),
+            None => Err(format!("BPF_CLANG={} does not run or cannot target bpf", clang.display())),
+        };
+    }
+    std::iter::once("clang".to_owned())
+        .chain((OLDEST_CLANG..=NEWEST_CLANG).rev().map(|v| format!("clang-{v}")))
+        .map(PathBuf::from)
+        .find(|clang| major(clang).is_some_and(|v| v >= OLDEST_CLANG))
+        .ok_or_else(|| missing(&format!("no clang {OLDEST_CLANG} or newer that targets bpf"), "clang"))
+}
+
+/// The major version of a clang that can target bpf.
+fn major(clang: &Path) -> Option<u32> {
+    stdout(Command::new(clang).args(["--target=bpf", "-dM", "-E", "-x", "c", "/dev/null"]))?
+        .lines()
+        .find_map(|line| line.strip_prefix("#define __clang_major__ "))?
+        .trim()
+        .parse()
+        .ok()
+}

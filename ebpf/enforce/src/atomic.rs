@@ -1,0 +1,43 @@
+//! Read-modify-write on shared words.
+//!
+//! The bpf target declares no compare-and-swap, so `core::sync::atomic` offers loads and stores only,
+//! and the compiler's intrinsics change their signature between releases. The instructions themselves
+//! are stable (kernel 5.12). All three are fully ordered.
+
+use core::arch::asm;
+
+macro_rules! fetch {
+    ($(#[$doc:meta])* $name:ident, $instruction:literal) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// `word` points into a map value, aligned to 8 bytes.
+        #[inline(always)]
+        pub unsafe fn $name(word: *mut u64, operand: u64) -> u64 {
+            let mut value = operand;
+            // SAFETY: one instruction that touches `word`, which the caller vouches for and the verifier checks.
+            unsafe {
+                asm!(
+                    concat!("{v} = ", $instruction, "((u64 *)({p} + 0), {v})"),
+                    v = inout(reg) value,
+                    p = in(reg) word,
+                    options(nostack),
+                );
+            }
+            value
+        }
+    };
+}
+
+fetch! {
+    /// Adds, and returns what was there before.
+    fetch_add, "atomic_fetch_add"
+}
+fetch! {
+    /// Sets bits, and returns what was there before.
+    fetch_or, "atomic_fetch_or"
+}
+fetch! {
+    /// Keeps only bits of the operand, and returns what was there before.
+    fetch_and, "atomic_fetch_and"
+}

@@ -1,0 +1,37 @@
+//! The maps, under the names in `bulkhead_abi::names`.
+//!
+//! Entries that belong to a task are made and deleted by the agent while programs hold pointers to
+//! them. The kernel keeps their memory until the program ends, but may give it to another entry of
+//! the same map at once; programs therefore write only counters and hints into them, never a grant.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    macros::map,
+    maps::{HashMap, LruHashMap, RingBuf},
+};
+use bulkhead_abi::{
+    Denial, DenialKey, EVENT_RING_BYTES, GrantIndex, MAX_DENIALS, MAX_PORT_WORDS, MAX_SOCKETS, MAX_TASKS,
+    PortUse, PortWordKey, SocketPort, TaskCounters,
+};
+
+#[map]
+pub static GRANT_INDEX: HashMap<u64, GrantIndex> = HashMap::with_max_entries(MAX_TASKS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static GRANTS: HashMap<PortWordKey, u64> = HashMap::with_max_entries(MAX_PORT_WORDS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static PORT_USE: HashMap<PortWordKey, PortUse> =
+    HashMap::with_max_entries(MAX_PORT_WORDS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static COUNTERS: HashMap<u64, TaskCounters> = HashMap::with_max_entries(MAX_TASKS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static SOCKETS: LruHashMap<u64, SocketPort> = LruHashMap::with_max_entries(MAX_SOCKETS, 0);
+
+#[map]
+pub static DENIALS: HashMap<DenialKey, Denial> = HashMap::with_max_entries(MAX_DENIALS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_RING_BYTES, 0);
