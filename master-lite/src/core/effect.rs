@@ -1,0 +1,90 @@
+//! What the core wants done.
+
+use bulkhead_proto::v1::{master_message, scheduler_event};
+
+use crate::ids::{RequestId, SessionId};
+
+/// One thing to do; effects of a step are carried out in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Send to an agent.
+    ToAgent {
+        /// Its stream.
+        session: SessionId,
+        /// What.
+        message: master_message::Message,
+    },
+    /// Send to a framework's scheduler.
+    ToScheduler {
+        /// Its stream.
+        session: SessionId,
+        /// What.
+        event: scheduler_event::Event,
+    },
+    /// End a stream, after what was sent on it before.
+    Close {
+        /// Which.
+        session: SessionId,
+        /// How, and why.
+        closing: Closing,
+    },
+    /// Answer an operator's [`StopTask`](super::Event::StopTask).
+    Answer {
+        /// Which call.
+        request: RequestId,
+        /// Whether the task is being stopped.
+        result: Result<(), StopError>,
+    },
+    /// Tell whoever reads the master's log.
+    Log {
+        /// How much it matters.
+        severity: Severity,
+        /// One line.
+        text: String,
+    },
+}
+
+/// How a stream ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// It served its purpose.
+    Done,
+    /// Its first message cannot be accepted, or it breaks the protocol.
+    Invalid(String),
+    /// It asks for something that is over, and must not try again with the same words.
+    Refused(String),
+    /// A newer stream of the same agent or framework takes over.
+    Replaced(String),
+    /// Nothing was heard on it for too long.
+    Silent(String),
+}
+
+/// Why a task cannot be stopped.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StopError {
+    /// No live task has the id.
+    #[error("no live task has the id {task:?}{hint}")]
+    NotFound {
+        /// The id that was asked for.
+        task: String,
+        /// What is known instead, or how to look.
+        hint: String,
+    },
+    /// Several frameworks have a live task of this id.
+    #[error("task id {task:?} is used by frameworks {frameworks}; name the one whose task to stop")]
+    Ambiguous {
+        /// The id that was asked for.
+        task: String,
+        /// Their ids.
+        frameworks: String,
+    },
+}
+
+/// How much a line in the log matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// The life of the cluster.
+    Info,
+    /// Somebody should look.
+    Warn,
+}

@@ -1,0 +1,53 @@
+//! What can happen to the master.
+
+use bulkhead_proto::v1::{FrameworkInfo, Register, StopTaskRequest, agent_message, scheduler_call};
+
+use crate::ids::{RequestId, SessionId};
+
+/// One thing that happened. Sessions are numbered by whoever feeds the core; events of a session
+/// that was closed, or that never opened, change nothing.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// An agent opened a stream.
+    AgentRegister {
+        /// Its stream.
+        session: SessionId,
+        /// Its first message.
+        register: Register,
+    },
+    /// An agent's later message.
+    AgentSaid {
+        /// Its stream.
+        session: SessionId,
+        /// What it said.
+        message: agent_message::Message,
+    },
+    /// A framework opened a stream.
+    Subscribe {
+        /// Its stream.
+        session: SessionId,
+        /// As what.
+        framework: FrameworkInfo,
+    },
+    /// A framework's later call.
+    Call {
+        /// Its stream.
+        session: SessionId,
+        /// What it wants.
+        call: scheduler_call::Call,
+    },
+    /// A stream ended, or was cut because its reader did not keep up.
+    SessionEnded {
+        /// Which.
+        session: SessionId,
+    },
+    /// An operator stops a task.
+    StopTask {
+        /// Which call waits for [`Effect::Answer`](super::Effect::Answer).
+        request: RequestId,
+        /// What to stop.
+        stop: StopTaskRequest,
+    },
+    /// Nothing but time has passed.
+    Tick,
+}

@@ -1,0 +1,138 @@
+//! Names and moments: what the rest of the master is keyed by.
+
+use std::{borrow::Borrow, fmt, sync::Arc};
+
+/// Longest id that is accepted from outside, in bytes.
+pub const MAX_ID_LEN: usize = 128;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// The id as it travels.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl From<&str> for $name {
+            fn from(text: &str) -> Self {
+                Self(text.into())
+            }
+        }
+
+        impl From<&$name> for String {
+            fn from(id: &$name) -> Self {
+                id.0.to_string()
+            }
+        }
+
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+id! {
+    /// Names an agent: made by the agent, kept in its work directory.
+    AgentId
+}
+id! {
+    /// Names a framework: made by the master that first subscribed it, kept by the framework.
+    FrameworkId
+}
+id! {
+    /// Names an offer: made by the master, never used twice.
+    OfferId
+}
+id! {
+    /// Names a task within its framework.
+    TaskId
+}
+
+/// Names a task within the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TaskKey {
+    /// Whose task it is. First, so that an ordered map keeps a framework's tasks together.
+    pub framework: FrameworkId,
+    /// Which of the framework's tasks.
+    pub task: TaskId,
+}
+
+impl TaskKey {
+    /// The key of this framework's task.
+    pub fn new(framework: &FrameworkId, task: &str) -> Self {
+        Self { framework: framework.clone(), task: task.into() }
+    }
+}
+
+impl fmt::Display for TaskKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.framework, self.task)
+    }
+}
+
+/// Names one stream of an agent or a framework; given by whoever feeds the core, never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// Names one operator call that waits for its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// A moment: milliseconds since the Unix epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnixMs(pub u64);
+
+impl UnixMs {
+    /// The moment this many milliseconds later; the end of time where there is none.
+    #[must_use]
+    pub fn after_ms(self, ms: u64) -> Self {
+        Self(self.0.saturating_add(ms))
+    }
+}
+
+/// Why a text cannot be an id, as the second half of a sentence, or `None` where it can.
+///
+/// Ids become directory and cgroup names on agents, so they are held to letters, digits, `.`, `_`
+/// and `-`, and are never `.` or `..`.
+pub fn id_problem(text: &str) -> Option<String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if text.is_empty() {
+        Some("is empty; give it between 1 and 128 of A-Z a-z 0-9 . _ -".to_owned())
+    } else if text.len() > MAX_ID_LEN {
+        Some(format!("is {} bytes long; at most {MAX_ID_LEN} are allowed", text.len()))
+    } else if let Some(odd) = text.chars().find(|&c| !allowed(c)) {
+        Some(format!("contains {odd:?}; use only A-Z a-z 0-9 . _ -"))
+    } else if matches!(text, "." | "..") {
+        Some("is a directory name with a meaning of its own; choose another".to_owned())
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_that_cannot_be_file_names_are_refused() {
+        for good in ["a", "web-1.2_3", "...", &"x".repeat(MAX_ID_LEN)] {
+            assert_eq!(id_problem(good), None, "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "a b", "é", "a\0", &"x".repeat(MAX_ID_LEN + 1)] {
+            assert!(id_problem(bad).is_some(), "{bad:?}");
+        }
+    }
+}
