@@ -1,2 +1,108 @@
-//! placeholder
-fn main() {}
+//! `bulkhead`: run, watch and stop tasks from the shell.
+//!
+//! ```text
+//! args -> connect -> run                       a framework of one task; master and agent
+//!                 -> list, logs, kill, events  questions and orders; master, agents
+//!                          -> table, log_sink -> screen
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod connect;
+mod error;
+mod events;
+mod kill;
+mod list;
+mod log_sink;
+mod log_stream;
+mod logs;
+mod quantity;
+mod run;
+mod screen;
+mod table;
+mod task_ref;
+
+use std::{ffi::OsString, io, process::ExitCode};
+
+use clap::{CommandFactory, Parser};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    args::{Cli, Command},
+    error::{BAD_USAGE, CliError, FAILED, OUTPUT_CLOSED, RUN_FAILED},
+    screen::Screen,
+};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    trace(cli.global.verbose);
+    let screen = Screen::new(cli.global.json, cli.global.verbose > 0, cli.global.color);
+    let is_run = matches!(cli.command, Command::Run(_));
+    match carry_out(&cli, screen) {
+        Ok(code) => ExitCode::from(code),
+        Err(CliError::OutputClosed) => ExitCode::from(OUTPUT_CLOSED),
+        Err(error) => {
+            screen.error(&error.to_string());
+            ExitCode::from(if is_run { RUN_FAILED } else { FAILED })
+        }
+    }
+}
+
+fn carry_out(cli: &Cli, screen: Screen) -> Result<u8, CliError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(CliError::Runtime)?;
+    let result = runtime.block_on(dispatch(cli, screen));
+    // A write to a pipe that nobody reads may still hold a thread; everything else is done.
+    runtime.shutdown_background();
+    result
+}
+
+async fn dispatch(cli: &Cli, screen: Screen) -> Result<u8, CliError> {
+    let master = &cli.global.master;
+    match &cli.command {
+        Command::Run(args) => return run::run(master, screen, args).await,
+        Command::Ps(args) => list::ps(master, screen, args).await,
+        Command::Logs(args) => logs::logs(master, screen, args).await,
+        Command::Kill(args) => kill::kill(master, screen, args).await,
+        Command::Offers => list::offers(master, screen).await,
+        Command::Agents => list::agents(master, screen).await,
+        Command::Frameworks => list::frameworks(master, screen).await,
+        Command::Events(args) => events::events(master, screen, args).await,
+    }
+    .map(|()| 0)
+}
+
+/// Prints help or what is wrong with the command line. `run` keeps the small codes for its task.
+fn usage(error: &clap::Error) -> ExitCode {
+    if error.print().is_err() {
+        return ExitCode::from(OUTPUT_CLOSED);
+    }
+    match error.use_stderr() {
+        false => ExitCode::SUCCESS,
+        true if names_run(std::env::args_os()) => ExitCode::from(RUN_FAILED),
+        true => ExitCode::from(BAD_USAGE),
+    }
+}
+
+fn names_run(line: impl Iterator<Item = OsString>) -> bool {
+    let lenient = Cli::command().ignore_errors(true).try_get_matches_from(line);
+    lenient.is_ok_and(|matches| matches.subcommand_name() == Some("run"))
+}
+
+/// `-v` shows what goes over the wire, `-vv` the network libraries too; RUST_LOG says it exactly.
+fn trace(verbose: u8) {
+    let level = match verbose {
+        0 => "off",
+        1 => "off,bulkhead=debug",
+        _ => "debug",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+}
