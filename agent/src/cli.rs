@@ -1,0 +1,210 @@
+//! The command line: flags and environment on top of the file, and the subcommands.
+
+use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, Result, bail};
+use bulkhead_agent::{
+    config::{Config, ConfigError},
+    kernel::{bpf, probe::Features},
+    node,
+};
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand};
+use comfy_table::{Table, presets};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Holds tasks to what they were granted, and offers what is left of this machine.
+///
+/// Needs root. Tasks run on when the agent stops; the next agent with the same work directory finds them again.
+#[derive(Parser)]
+#[command(name = "bulkhead-agent", version, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  bulkhead-agent --master 127.0.0.1:5050
+  bulkhead-agent --config /etc/bulkhead/agent.toml --ports 31000-31999
+  bulkhead-agent probe            what this kernel can enforce
+  bulkhead-agent cleanup          end all tasks and take everything out of the kernel
+
+Exit status: 0 after SIGTERM or SIGINT, 1 when the agent could not start or go on, 2 for a wrong command line.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show what this kernel can enforce, and what happens where it cannot
+    Probe {
+        /// One JSON object instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// End all tasks of the agent with these settings, and remove its cgroups and BPF programs
+    ///
+    /// For uninstalling, and after a crash that nobody will follow up. Sandboxes and the journal stay.
+    Cleanup,
+    /// Load the BPF programs and pin them (the agent starts this by itself)
+    #[command(name = bpf::LOAD_SUBCOMMAND, hide = true)]
+    BpfLoad {
+        #[arg(long)]
+        pin_dir: PathBuf,
+        #[arg(long)]
+        cgroup: PathBuf,
+        #[arg(long)]
+        task_level: u32,
+    },
+}
+
+/// Flags stand above the environment, the environment above the file, the file above the defaults.
+#[derive(Args)]
+struct Settings {
+    /// TOML file with the settings below, with '_' in place of '-', and more (docs/agent.md)
+    #[arg(long, env = "BULKHEAD_AGENT_CONFIG", global = true)]
+    config: Option<PathBuf>,
+    /// Address of the master [default: 127.0.0.1:5050]
+    #[arg(long, value_name = "HOST:PORT", env = "BULKHEAD_MASTER", global = true)]
+    master: Option<String>,
+    /// Address of this agent's own API, /metrics and /healthz [default: 127.0.0.1:5051]
+    #[arg(long, value_name = "IP:PORT", env = "BULKHEAD_AGENT_LISTEN", global = true)]
+    listen: Option<SocketAddr>,
+    /// Address that others reach --listen by, where that differs
+    #[arg(long, value_name = "HOST:PORT", env = "BULKHEAD_AGENT_ADVERTISE", global = true)]
+    advertise: Option<String>,
+    /// Sandboxes, journal and lock [default: /var/lib/bulkhead]
+    #[arg(long, value_name = "DIR", env = "BULKHEAD_AGENT_WORK_DIR", global = true)]
+    work_dir: Option<PathBuf>,
+    /// The agent's directory below the cgroup2 mount [default: bulkhead]
+    #[arg(long, value_name = "PATH", env = "BULKHEAD_AGENT_CGROUP_ROOT", global = true)]
+    cgroup_root: Option<PathBuf>,
+    /// Where BPF programs are pinned [default: /sys/fs/bpf/bulkhead]
+    #[arg(long, value_name = "DIR", env = "BULKHEAD_AGENT_BPF_DIR", global = true)]
+    bpf_dir: Option<PathBuf>,
+    /// Name shown to frameworks [default: the host's]
+    #[arg(long, env = "BULKHEAD_AGENT_HOSTNAME", global = true)]
+    hostname: Option<String>,
+    /// Label that frameworks choose by; may be given several times
+    #[arg(long = "attribute", value_name = "NAME=VALUE", value_parser = attribute, global = true)]
+    attributes: Vec<(String, String)>,
+    /// Ports to offer [default: 31000-32000]
+    #[arg(long, value_name = "RANGES", env = "BULKHEAD_AGENT_PORTS", global = true)]
+    ports: Option<String>,
+    /// CPUs to offer at most [default: all]
+    #[arg(long, value_name = "NUMBER", env = "BULKHEAD_AGENT_CPUS", global = true)]
+    cpus: Option<f64>,
+    /// Memory to offer at most, such as 16GiB [default: all]
+    #[arg(long, value_name = "SIZE", env = "BULKHEAD_AGENT_MEM", global = true)]
+    mem: Option<ByteSize>,
+    /// Thousandths of a CPU that are never offered [default: 100]
+    #[arg(long, value_name = "MILLI", global = true)]
+    reserve_cpu_milli: Option<u64>,
+    /// Memory that is never offered [default: 256MiB]
+    #[arg(long, value_name = "SIZE", global = true)]
+    reserve_mem: Option<ByteSize>,
+    /// Hold back what everything that is not a task is measured to use [default: true]
+    #[arg(long, value_name = "BOOL", global = true)]
+    measure_strangers: Option<bool>,
+    /// Offer these kinds (cpu,mem,pids,ports) even where this kernel cannot enforce them
+    #[arg(long, value_name = "KINDS", value_delimiter = ',', global = true)]
+    allow_unenforced: Vec<String>,
+    /// Whom tasks run as that name no user [default: nobody]
+    #[arg(long, value_name = "USER", global = true)]
+    task_user: Option<String>,
+    /// Let tasks run as root: only for frameworks that are trusted
+    #[arg(long, global = true)]
+    allow_root_tasks: bool,
+}
+
+fn attribute(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE, such as rack=a7")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+impl Settings {
+    fn resolve(self) -> Result<Config, ConfigError> {
+        let mut config = self.config.as_deref().map_or_else(|| Ok(Config::default()), Config::read)?;
+        macro_rules! overlay {
+            ($($field:ident),*) => { $(if let Some(value) = self.$field { config.$field = value; })* };
+        }
+        overlay!(
+            master, listen, advertise, work_dir, cgroup_root, bpf_dir, hostname, ports, cpus, mem,
+            reserve_cpu_milli, reserve_mem, measure_strangers, task_user
+        );
+        config.attributes.extend(self.attributes);
+        if !self.allow_unenforced.is_empty() {
+            config.allow_unenforced = self.allow_unenforced;
+        }
+        config.allow_root_tasks |= self.allow_root_tasks;
+        config.check()?;
+        Ok(config)
+    }
+}
+
+impl Cli {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let filter = EnvFilter::try_from_env("BULKHEAD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+        let colours = std::io::stderr().is_terminal();
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+        match self.command {
+            None => serve(self.settings.resolve()?),
+            Some(Command::Probe { json }) => probe(json),
+            Some(Command::Cleanup) => {
+                runtime()?.block_on(node::cleanup(&self.settings.resolve()?))?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Some(Command::BpfLoad { pin_dir, cgroup, task_level }) => {
+                let report = bpf::load_and_pin(&bpf::LoadSpec { pin_dir, cgroup, task_level })?;
+                if let Some(error) = report.no_exits {
+                    // The agent that started this reads it.
+                    tracing::warn!("{:#}", anyhow::Error::new(error));
+                }
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    // Two threads carry thousands of tasks: nearly all the time is waiting.
+    let built = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    built.context("start the runtime")
+}
+
+fn serve(config: Config) -> Result<ExitCode> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the agent needs root: it makes cgroups, loads BPF programs and runs tasks as other users");
+    }
+    runtime()?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
+        tokio::select! {
+            result = node::run(config) => result?,
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+        tracing::info!("stopping; tasks run on and the next agent finds them");
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+#[expect(clippy::print_stdout, reason = "the output of this subcommand")]
+fn probe(json: bool) -> Result<ExitCode> {
+    let features = Features::probe();
+    if json {
+        println!("{}", serde_json::to_string_pretty(&features)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(["FEATURE", "HERE", "DETAIL", "WHAT IT ENFORCES, OR WHAT HAPPENS WITHOUT IT"]);
+    for f in &features.features {
+        let effect = if f.available { f.enforces } else { f.without };
+        table.add_row([f.name, if f.available { "yes" } else { "no" }, &f.detail, effect]);
+    }
+    println!("{table}");
+    if !nix::unistd::geteuid().is_root() {
+        tracing::warn!("asked without root: some features may be there for the agent");
+    }
+    Ok(ExitCode::SUCCESS)
+}

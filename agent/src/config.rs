@@ -1,0 +1,231 @@
+//! The agent's settings: a TOML file, then environment and flags on top.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bulkhead_proto::resources::PortSet;
+use bytesize::ByteSize;
+use serde::Deserialize;
+
+/// Everything that can be set. The same names work in the file and, with dashes, as flags.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// host:port of the master.
+    pub master: String,
+    /// Address of the agent's own API: gRPC, /metrics and /healthz. Loopback, because it is not authenticated.
+    pub listen: SocketAddr,
+    /// What the master tells others to reach `listen` by; empty is `listen` itself.
+    pub advertise: String,
+    /// Sandboxes, journal and lock. A place that survives a restart of the host.
+    pub work_dir: PathBuf,
+    /// The agent's directory in the cgroup tree, relative to the cgroup2 mount. Under systemd, the
+    /// cgroup of a unit with `Delegate=yes`.
+    pub cgroup_root: PathBuf,
+    /// A bpffs directory for what must outlive the agent.
+    pub bpf_dir: PathBuf,
+    /// Shown to frameworks; empty is the host's name.
+    pub hostname: String,
+    /// Labels that frameworks choose by, such as rack or zone.
+    pub attributes: BTreeMap<String, String>,
+    /// Ports that are offered. The range of Mesos, outside Linux's ephemeral range.
+    pub ports: String,
+    /// CPUs that are offered at most; 0 is all that the machine has.
+    pub cpus: f64,
+    /// Memory that is offered at most; 0 is all that the machine has.
+    pub mem: ByteSize,
+    /// CPU that is never offered: what an idle host's own services need.
+    pub reserve_cpu_milli: u64,
+    /// Memory that is never offered: kernel, system services, page cache to breathe.
+    pub reserve_mem: ByteSize,
+    /// Also hold back what everything that is not a task is measured to use. Off, only the reserve is.
+    pub measure_strangers: bool,
+    /// Kinds (cpu, mem, pids, ports) that are offered although this kernel cannot enforce them.
+    pub allow_unenforced: Vec<String>,
+    /// Whom tasks run as that name no user.
+    pub task_user: String,
+    /// May tasks run as root? A root task can undo most limits, so only for frameworks that are trusted.
+    pub allow_root_tasks: bool,
+    /// Processes and threads of a task that names no number. A JVM with 500 threads fits; a fork bomb ends early.
+    pub default_pids_max: u64,
+    /// Time between SIGTERM and the end of every process, for tasks that name none.
+    pub kill_grace_ms: u64,
+    /// How often the node is measured.
+    pub sample_every_ms: u64,
+    /// A report is sent at least this often, changed or not.
+    pub report_every_ms: u64,
+    /// Sandboxes of ended tasks are kept this long.
+    pub sandbox_keep_hours: u64,
+    /// And at most this many of them.
+    pub sandbox_keep_count: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            master: "127.0.0.1:5050".into(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 5051)),
+            advertise: String::new(),
+            work_dir: "/var/lib/bulkhead".into(),
+            cgroup_root: "bulkhead".into(),
+            bpf_dir: "/sys/fs/bpf/bulkhead".into(),
+            hostname: String::new(),
+            attributes: BTreeMap::new(),
+            ports: "31000-32000".into(),
+            cpus: 0.0,
+            mem: ByteSize::b(0),
+            reserve_cpu_milli: 100,
+            reserve_mem: ByteSize::mib(256),
+            measure_strangers: true,
+            allow_unenforced: Vec::new(),
+            task_user: "nobody".into(),
+            allow_root_tasks: false,
+            default_pids_max: 1024,
+            kill_grace_ms: 5000,
+            sample_every_ms: 1000,
+            report_every_ms: 5000,
+            sandbox_keep_hours: 168,
+            sandbox_keep_count: 1000,
+        }
+    }
+}
+
+/// The settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read the configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is not what it should be; the source names line and key.
+    #[error("configuration {}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: Box<toml::de::Error>,
+    },
+    /// A value is impossible.
+    #[error("{key} = {value}: {why}")]
+    Value {
+        /// The setting.
+        key: &'static str,
+        /// What it was set to.
+        value: String,
+        /// What is wrong and what would be right.
+        why: String,
+    },
+}
+
+/// Kinds that `allow_unenforced` takes.
+pub const KINDS: [&str; 4] = ["cpu", "mem", "pids", "ports"];
+
+impl Config {
+    /// Reads a file; settings that it does not name keep their defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with the file and, where it is about the text, the line.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+        toml::from_str(&text).map_err(|e| ConfigError::Parse { path: path.into(), source: Box::new(e) })
+    }
+
+    /// Checks what types cannot.
+    ///
+    /// # Errors
+    /// The first impossible value.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let bad = |key, value: String, why: &str| Err(ConfigError::Value { key, value, why: why.into() });
+        if let Err(e) = self.port_set() {
+            return bad("ports", self.ports.clone(), &e.to_string());
+        }
+        if let Some(kind) = self.allow_unenforced.iter().find(|k| !KINDS.contains(&k.as_str())) {
+            return bad("allow_unenforced", kind.clone(), "the kinds are cpu, mem, pids and ports");
+        }
+        if !self.cpus.is_finite() || self.cpus < 0.0 {
+            return bad("cpus", self.cpus.to_string(), "give a number of CPUs, or 0 for all");
+        }
+        if self.sample_every_ms == 0 {
+            return bad("sample_every_ms", "0".into(), "give at least 1");
+        }
+        if self.cgroup_root.components().any(|c| c.as_os_str() == "..") || self.cgroup_root.as_os_str().is_empty() {
+            let value = self.cgroup_root.display().to_string();
+            return bad("cgroup_root", value, "name a directory below the cgroup2 mount, such as bulkhead");
+        }
+        Ok(())
+    }
+
+    /// The offered ports.
+    ///
+    /// # Errors
+    /// When the text is no list of ports.
+    pub fn port_set(&self) -> Result<PortSet, bulkhead_proto::resources::PortSetError> {
+        self.ports.parse()
+    }
+
+    /// May this kind be offered although nothing enforces it?
+    pub fn allows_unenforced(&self, kind: &str) -> bool {
+        self.allow_unenforced.iter().any(|k| k == kind)
+    }
+
+    /// `kill_grace_ms` as a duration.
+    pub fn kill_grace(&self) -> Duration {
+        Duration::from_millis(self.kill_grace_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.toml");
+        fs::write(&path, text).unwrap();
+        Config::read(&path)
+    }
+
+    #[test]
+    fn a_file_changes_what_it_names() {
+        let config = parse("master = \"10.0.0.1:5050\"\nreserve_mem = \"1GiB\"\n[attributes]\nrack = \"a\"\n").unwrap();
+        let expected = Config {
+            master: "10.0.0.1:5050".into(),
+            reserve_mem: ByteSize::gib(1),
+            attributes: BTreeMap::from([("rack".into(), "a".into())]),
+            ..Config::default()
+        };
+        assert_eq!(config, expected);
+        config.check().unwrap();
+    }
+
+    #[test]
+    fn a_malformed_file_is_named_with_line_and_key() {
+        let error = parse("master = \"x\"\nmastre = \"y\"\n").unwrap_err();
+        let detail = error.source().unwrap().to_string();
+        assert!(error.to_string().contains("agent.toml"), "{error}");
+        assert!(detail.contains("mastre") && detail.contains("line 2"), "{detail}");
+        assert!(matches!(parse("ports = \"1"), Err(ConfigError::Parse { .. })));
+        assert!(matches!(Config::read(Path::new("/no/such")), Err(ConfigError::Read { .. })));
+    }
+
+    #[test]
+    fn impossible_values_are_named() {
+        let refused = |config: Config| config.check().unwrap_err().to_string();
+        assert!(refused(Config { ports: "9-3".into(), ..Config::default() }).contains("9-3"));
+        assert!(refused(Config { cpus: f64::NAN, ..Config::default() }).contains("cpus"));
+        assert!(refused(Config { allow_unenforced: vec!["gpu".into()], ..Config::default() }).contains("gpu"));
+        assert!(refused(Config { cgroup_root: "../x".into(), ..Config::default() }).contains("cgroup_root"));
+        assert!(refused(Config { sample_every_ms: 0, ..Config::default() }).contains("sample_every_ms"));
+    }
+}

@@ -1,0 +1,34 @@
+//! Processes and threads: `pids.max`, so that a fork bomb ends at its own task's limit.
+
+use bulkhead_proto::v1;
+use cgroups_rs::fs::{MaxValue, pid::PidController};
+
+use super::{IsolateError, Isolator, TaskCgroup};
+use crate::grant::Grant;
+
+/// Needs the pids controller.
+#[derive(Debug)]
+pub struct Pids;
+
+impl Isolator for Pids {
+    fn part(&self) -> &'static str {
+        "pids"
+    }
+
+    fn prepare(&self, task: &TaskCgroup, grant: &Grant) -> Result<(), IsolateError> {
+        let path = task.cgroup.path();
+        let limit = MaxValue::Value(i64::try_from(grant.pids_max).unwrap_or(i64::MAX));
+        PidController::new(path.to_owned(), path.to_owned(), true)
+            .set_pid_max(limit)
+            .map_err(|source| IsolateError::Controller { part: "pids", cgroup: path.to_owned(), source })
+    }
+
+    fn measure(&self, task: &TaskCgroup, usage: &mut v1::TaskUsage) {
+        let refused = task.cgroup.read_key("pids.events", "max").ok().flatten();
+        usage.pids_refused = refused.unwrap_or(usage.pids_refused);
+    }
+
+    fn cleanup(&self, _task: &TaskCgroup) -> Result<(), IsolateError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,104 @@
+//! What the keeper tells the master and the local API about the node.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use bulkhead_proto::{
+    resources::PortSet,
+    v1::{self, Resources},
+};
+use tokio::sync::{oneshot, watch};
+
+use super::{Keeper, Listed, Located, SWEEP_EVERY};
+use crate::{
+    estimate::lendable_cpu_milli,
+    launch::sandbox::{self, Sandbox},
+    offer::ledger::TaskKey,
+};
+
+/// What the sampler found: peaks over its window.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observation {
+    /// CPU of everything that is not a task.
+    pub strangers_cpu_milli: u64,
+    /// Memory of everything that is not a task.
+    pub strangers_mem_bytes: u64,
+    /// CPU of guaranteed tasks; `None` while it was not watched for long enough to lend any.
+    pub guaranteed_cpu_milli: Option<u64>,
+    /// Every port in use on the host, tasks' included.
+    pub ports_in_use: PortSet,
+}
+
+impl Keeper {
+    pub(super) fn register(&mut self, reply: oneshot::Sender<v1::Register>) {
+        self.outbox = None;
+        self.table.new_session();
+        let report = self.parts.reporter.stamp(self.parts.ledger.report(), Instant::now());
+        self.parts.metrics.resources(&report);
+        let tasks = self.table.current().map(|(key, record)| record.to_task(key)).collect();
+        // A link that gave up meanwhile asks again.
+        drop(reply.send(v1::Register { agent: Some(self.parts.agent.clone()), report: Some(report), tasks }));
+    }
+
+    pub(super) fn observe(&mut self, seen: &Observation) {
+        let ledger = &mut self.parts.ledger;
+        let ports = seen.ports_in_use.difference(&ledger.granted_ports());
+        let strangers = Resources {
+            cpu_milli: seen.strangers_cpu_milli,
+            mem_bytes: seen.strangers_mem_bytes,
+            ports: ports.to_ranges(),
+        }
+        .at_most(ledger.capacity());
+        let capacity = ledger.capacity().cpu_milli;
+        let lend = |peak| lendable_cpu_milli(capacity, seen.strangers_cpu_milli, peak);
+        let revocable = seen.guaranteed_cpu_milli.map_or(0, lend);
+        ledger.observe(strangers, revocable);
+        if self.swept.elapsed() > SWEEP_EVERY {
+            self.swept = Instant::now();
+            self.sweep_sandboxes();
+        }
+    }
+
+    /// Removes old sandboxes of tasks that are over, in the background.
+    fn sweep_sandboxes(&self) {
+        let live: Vec<_> = self.table.current().map(|(_, record)| record.sandbox.clone()).collect();
+        let (work_dir, keep) = (self.parts.work_dir.clone(), self.parts.keep);
+        tokio::task::spawn_blocking(move || {
+            // A directory without a record yet may be a task that is just being launched.
+            let settled = SystemTime::now() - Duration::from_secs(60);
+            let ended = sandbox::list(&work_dir).into_iter().filter(|(dir, at)| !live.contains(dir) && *at < settled);
+            for dir in sandbox::expired(ended.collect(), keep, SystemTime::now()) {
+                if let Err(error) = Sandbox::at(dir).remove() {
+                    tracing::warn!(error = crate::error_chain(&error), "remove an old sandbox");
+                }
+            }
+        });
+    }
+
+    pub(super) fn info(&self) -> v1::GetInfoResponse {
+        let mut report = self.parts.ledger.report();
+        report.enforced = Some(*self.parts.reporter.enforced());
+        v1::GetInfoResponse {
+            agent: Some(self.parts.agent.clone()),
+            report: Some(report),
+            connected_to_master: self.outbox.as_ref().is_some_and(|o| !o.is_closed()),
+        }
+    }
+
+    pub(super) fn list(&self) -> Vec<Listed> {
+        let listed = |(key, record): (&TaskKey, &crate::task::Record)| Listed {
+            task: record.to_task(key),
+            sandbox: record.sandbox.clone(),
+            cgroup: if record.ended() { None } else { self.live.get(key).and_then(|l| l.cgroup.clone()) },
+        };
+        self.table.all().map(listed).collect()
+    }
+
+    pub(super) fn locate(&self, key: &TaskKey) -> Option<Located> {
+        let record = self.table.get(key)?;
+        let ended = match self.live.get(key) {
+            Some(live) => live.ended.subscribe(),
+            None => watch::channel(true).1,
+        };
+        Some(Located { sandbox: record.sandbox.clone(), ended })
+    }
+}

@@ -1,0 +1,10 @@
+//! Thin, typed wrappers around the kernel, and the agent's only `unsafe`.
+#![allow(unsafe_code, reason = "system calls that no crate wraps; every block states what makes it sound")]
+
+pub mod appender;
+pub mod bpf;
+pub mod cgroupfs;
+pub mod pidfd;
+pub mod probe;
+pub mod spawn;
+mod stack;

@@ -1,0 +1,31 @@
+//! The BPF programs: loading them once, and typed handles to what they share with the agent.
+//!
+//! ```text
+//! agent --ensure_loaded--> short-lived child --load_and_pin--> /sys/fs/bpf/bulkhead/{ports-...,exits-...}
+//! agent <--PortRules, DenialStream, ExitRecords-- the same pins
+//! ```
+//!
+//! Programs and maps are pinned: they hold while the agent is down, and a restarted agent adopts
+//! them. Loading happens in a child, because it parses the kernel's type information and would
+//! otherwise cost the agent some 50 MB for its whole life; the agent itself opens pinned maps.
+//!
+//! Handles are `Send + Sync`, and their calls are short system calls without waiting.
+
+mod denials;
+mod error;
+mod exits;
+mod load;
+mod pins;
+mod ports;
+mod probe;
+mod table;
+
+pub use denials::DenialStream;
+pub use error::BpfError;
+pub use exits::ExitRecords;
+pub use load::{LoadReport, load_and_pin};
+pub use pins::{LOAD_SUBCOMMAND, LoadSpec, Loaded, ensure_loaded, loader_command, remove};
+pub use ports::PortRules;
+pub use probe::{Support, probe_exits, probe_ports};
+
+pub use bulkhead_abi::{Denial, DenialEvent, DenialKey};

@@ -1,0 +1,176 @@
+//! Loading, in a process of its own: everything appears under its final name, or nothing.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    EbpfLoader,
+    programs::{
+        CgroupAttachMode, Program, ProgramError,
+        links::{FdLink, LinkError},
+    },
+};
+use bulkhead_abi::{MAX_EXITS, names};
+use bulkhead_ebpf::{ENFORCE, observe::exits::ExitsSkelBuilder};
+use libbpf_rs::{
+    MapCore as _, MapFlags, MapHandle,
+    skel::{OpenSkel as _, SkelBuilder as _},
+};
+
+use super::{
+    BpfError, LoadSpec,
+    pins::{PinNames, create_dir, ensure_bpffs, entries, name_of, remove_pins, remove_stale, unfinished},
+};
+
+/// What was loaded besides the port rules, without which loading fails.
+#[derive(Debug)]
+pub struct LoadReport {
+    /// Why exits are not recorded. The subcommand prints it to standard error and succeeds.
+    pub no_exits: Option<BpfError>,
+}
+
+/// Loads what is not there yet, attaches it, pins it, and removes what older agents left.
+///
+/// To be called in a short-lived process: it needs some 50 MB for a moment.
+///
+/// # Errors
+/// Whatever kept the port rules from being loaded. Nothing is left behind then.
+pub fn load_and_pin(spec: &LoadSpec) -> Result<LoadReport, BpfError> {
+    ensure_bpffs(&spec.pin_dir)?;
+    create_dir(&spec.pin_dir)?;
+    let names = PinNames::of(spec)?;
+    complete(spec, &names.ports, load_ports)?;
+    let no_exits = complete(spec, &names.exits, load_exits).err();
+    remove_stale(spec, &names)?;
+    Ok(LoadReport { no_exits })
+}
+
+/// Has a directory filled and gives it its name.
+fn complete(
+    spec: &LoadSpec,
+    name: &str,
+    load: fn(&LoadSpec, &Path, &[PathBuf]) -> Result<(), BpfError>,
+) -> Result<(), BpfError> {
+    let target = spec.pin_dir.join(name);
+    if target.exists() {
+        return Ok(());
+    }
+    let older = entries(&spec.pin_dir)?;
+    let older: Vec<_> = older.into_iter().filter(|dir| PinNames::same_state(name, &name_of(dir))).collect();
+    let dir = unfinished(spec, name);
+    create_dir(&dir)?;
+    let result = load(spec, &dir, &older)
+        .and_then(|()| fs::rename(&dir, &target).map_err(BpfError::io("complete", &target)));
+    if result.is_err() {
+        // The first error says more than one from cleaning up after it.
+        let _ = remove_pins(&dir);
+    }
+    // Another loader may have been faster; what it made is as good.
+    if target.exists() { Ok(()) } else { result }
+}
+
+fn load_ports(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
+    let cgroup = File::open(&spec.cgroup).map_err(BpfError::io("open", &spec.cgroup))?;
+    let mut enforce = EbpfLoader::new()
+        .override_global(names::TASK_LEVEL, &spec.task_level, true)
+        .load(ENFORCE)
+        .map_err(BpfError::Object)?;
+    for name in names::ENFORCE_MAPS {
+        let map = enforce.map(name).ok_or(BpfError::NotInObject(name))?;
+        let path = dir.join(name);
+        map.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
+    }
+    for name in names::ENFORCE_PROGRAMS {
+        let program = enforce.program_mut(name).ok_or(BpfError::NotInObject(name))?;
+        load(program).map_err(|source| BpfError::Program { op: "load", name, source })?;
+    }
+    for from in older {
+        let lasting = names::ENFORCE_MAPS.iter().filter(|&&name| name != names::EVENTS);
+        lasting.map(|name| copy(&from.join(name), &dir.join(name))).collect::<Result<(), _>>()?;
+    }
+    for name in names::ENFORCE_PROGRAMS {
+        let program = enforce.program_mut(name).ok_or(BpfError::NotInObject(name))?;
+        let link = attach(program, &cgroup).map_err(|source| BpfError::Program { op: "attach", name, source })?;
+        let path = dir.join(name);
+        link.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
+    }
+    Ok(())
+}
+
+fn load(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSockAddr(hook) => hook.load(),
+        Program::CgroupSock(hook) => hook.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+/// Other programs may be attached to the same cgroup, before or after: all of them have to allow.
+fn attach(program: &mut Program, cgroup: &File) -> Result<FdLink, ProgramError> {
+    const MODE: CgroupAttachMode = CgroupAttachMode::AllowMultiple;
+    let link: Result<FdLink, LinkError> = match program {
+        Program::CgroupSockAddr(hook) => {
+            let id = hook.attach(cgroup, MODE)?;
+            hook.take_link(id)?.try_into()
+        }
+        Program::CgroupSock(hook) => {
+            let id = hook.attach(cgroup, MODE)?;
+            hook.take_link(id)?.try_into()
+        }
+        _ => return Err(ProgramError::UnexpectedProgramType),
+    };
+    // Only kernels before 5.7 attach without a link, and those fail to load for other reasons.
+    link.map_err(|_| ProgramError::NotAttached)
+}
+
+fn load_exits(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
+    // The typed tracepoint is cheaper; a kernel that refuses it may still take the plain one.
+    let typed = load_exits_with(spec, dir, true);
+    if typed.is_err() {
+        load_exits_with(spec, dir, false).or(typed)?;
+    }
+    // The programs of the older build still record; a second look catches what they recorded last.
+    for from in older.iter().chain(older) {
+        copy(&from.join(names::EXITS), &dir.join(names::EXITS))?;
+    }
+    Ok(())
+}
+
+fn load_exits_with(spec: &LoadSpec, dir: &Path, typed: bool) -> Result<(), BpfError> {
+    let failed = |op: &str| {
+        let op = format!("{op} the BPF object `exits`");
+        |source| BpfError::Observe { op, source }
+    };
+    let mut memory = std::mem::MaybeUninit::uninit();
+    let mut open = ExitsSkelBuilder::default().open(&mut memory).map_err(failed("open"))?;
+    open.progs.process_exit_btf.set_autoload(typed);
+    open.progs.process_exit_raw.set_autoload(!typed);
+    open.maps.exits.set_max_entries(MAX_EXITS).map_err(failed("size the map of"))?;
+    if let Some(constants) = &mut open.maps.rodata_data {
+        constants.task_level = i32::try_from(spec.task_level).unwrap_or(i32::MAX);
+    }
+    let mut exits = open.load().map_err(failed("load"))?;
+    let program = if typed { &exits.progs.process_exit_btf } else { &exits.progs.process_exit_raw };
+    let mut link = program.attach().map_err(failed("attach"))?;
+    exits.maps.exits.pin(dir.join(names::EXITS)).map_err(failed("pin the map of"))?;
+    link.pin(dir.join(names::EXIT_LINK)).map_err(failed("pin the link of"))
+}
+
+/// Copies all entries of one pinned map into another of the same layout.
+fn copy(from: &Path, to: &Path) -> Result<(), BpfError> {
+    let failed = |op: &str, path: &Path| {
+        let op = format!("{op} {}", path.display());
+        |source| BpfError::Observe { op, source }
+    };
+    let old = MapHandle::from_pinned_path(from).map_err(failed("open", from))?;
+    let new = MapHandle::from_pinned_path(to).map_err(failed("open", to))?;
+    for key in old.keys() {
+        // An entry that went away meanwhile is not missed.
+        if let Some(value) = old.lookup(&key, MapFlags::ANY).map_err(failed("read", from))? {
+            new.update(&key, &value, MapFlags::ANY).map_err(failed("write", to))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,263 @@
+//! Where loaded programs live: directories in a bpffs, whose names say what is in them.
+//!
+//! ```text
+//! <pin_dir>/ports-v<ABI>-<build>-<cgroup id>-<level>/   maps and links of `enforce`
+//! <pin_dir>/exits-v<ABI>-<build>-<level>/               map and link of `observe`
+//! ```
+//!
+//! A directory gets its name when it is complete, so whoever finds the name can adopt what is in it.
+//! Anything that would make adopting wrong (another layout, another build of the programs, a cgroup
+//! that was removed and made again) makes another name. Dots in names are reserved by bpffs.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use bulkhead_abi::{ABI_VERSION, names};
+use bulkhead_ebpf::{ENFORCE_ID, OBSERVE_ID};
+use nix::{
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+use super::BpfError;
+
+/// The hidden subcommand of the agent's binary that calls [`load_and_pin`](super::load_and_pin).
+pub const LOAD_SUBCOMMAND: &str = "bpf-load";
+/// Where distributions mount the bpffs.
+const BPFFS: &str = "/sys/fs/bpf";
+/// Part of the name of a directory that is not complete, before the loader's process id.
+const UNFINISHED: &str = "-new-";
+
+/// What to load, and where to keep it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadSpec {
+    /// A directory in a bpffs, of this agent alone: what else is found in it is removed.
+    pub pin_dir: PathBuf,
+    /// The cgroup directory below which all tasks run; the hooks are attached here.
+    pub cgroup: PathBuf,
+    /// The level of task cgroups below the root of the cgroup hierarchy; the root is level 0.
+    pub task_level: u32,
+}
+
+/// What is in place after [`ensure_loaded`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// For [`PortRules::open`](super::PortRules::open) and [`DenialStream::open`](super::DenialStream::open).
+    pub ports: PathBuf,
+    /// For [`ExitRecords::open`](super::ExitRecords::open), or why this kernel records no exits.
+    pub exits: Result<PathBuf, String>,
+    /// The programs were loaded now. False: they were adopted, with all grants and counts in them.
+    pub fresh: bool,
+    /// A bpffs was mounted on `/sys/fs/bpf` for this.
+    pub mounted: bool,
+}
+
+/// Names of the directories of one spec, by part.
+pub(super) struct PinNames {
+    pub(super) ports: String,
+    pub(super) exits: String,
+}
+
+impl PinNames {
+    /// Pure: the names for an attachment to the cgroup with this id.
+    pub(super) fn new(cgroup_id: u64, task_level: u32) -> Self {
+        Self {
+            ports: format!("ports-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}"),
+            exits: format!("exits-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
+        }
+    }
+
+    /// The names for this spec, on this machine as it is now.
+    pub(super) fn of(spec: &LoadSpec) -> Result<Self, BpfError> {
+        let cgroup = fs::metadata(&spec.cgroup).map_err(BpfError::io("look up", &spec.cgroup))?;
+        Ok(Self::new(cgroup.ino(), spec.task_level))
+    }
+
+    /// Does a directory of this name hold maps of the same layout for the same cgroup, from another
+    /// build of the programs?
+    pub(super) fn same_state(current: &str, other: &str) -> bool {
+        let without_build = |name: &str| -> Option<(String, String)> {
+            let mut parts = name.splitn(4, '-');
+            let kind = format!("{}-{}", parts.next()?, parts.next()?);
+            let _build = parts.next()?;
+            Some((kind, parts.next()?.to_owned()))
+        };
+        current != other && !other.contains(UNFINISHED) && without_build(current) == without_build(other)
+    }
+
+    fn is_current(&self, name: &str) -> bool {
+        name == self.ports || name == self.exits
+    }
+}
+
+/// The command that loads in a child; for [`ensure_loaded`].
+pub fn loader_command(agent: &Path, spec: &LoadSpec) -> Command {
+    let mut command = Command::new(agent);
+    command.arg(LOAD_SUBCOMMAND).arg("--pin-dir").arg(&spec.pin_dir).arg("--cgroup").arg(&spec.cgroup);
+    command.arg("--task-level").arg(spec.task_level.to_string());
+    command
+}
+
+/// Adopts what an earlier agent left, or has it loaded by `loader`, a process that calls
+/// [`load_and_pin`](super::load_and_pin) with the same spec. Blocks for some 100 ms when it loads.
+///
+/// After a fresh load nothing is granted, except that grants are taken over from another build of
+/// the same layout: grant again whatever runs. Granting what is granted already changes nothing.
+///
+/// # Errors
+/// No bpffs, no cgroup, or the loader's own message. Exits that cannot be recorded are not an error.
+pub fn ensure_loaded(spec: &LoadSpec, mut loader: Command) -> Result<Loaded, BpfError> {
+    let mounted = ensure_bpffs(&spec.pin_dir)?;
+    let names = PinNames::of(spec)?;
+    let ports = spec.pin_dir.join(&names.ports);
+    let exits = spec.pin_dir.join(&names.exits);
+    let fresh = !ports.exists();
+    if !fresh && exits.exists() {
+        return Ok(Loaded { ports, exits: Ok(exits), fresh, mounted });
+    }
+    let program = loader.get_program().to_string_lossy().into_owned();
+    let output = loader
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .output()
+        .map_err(|source| BpfError::Start { program, source })?;
+    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if !output.status.success() || !ports.exists() {
+        return Err(BpfError::Loader { status: output.status, message });
+    }
+    let exits = if exits.exists() { Ok(exits) } else { Err(message) };
+    Ok(Loaded { ports, exits, fresh, mounted })
+}
+
+/// Takes everything away: programs are detached, maps are freed once nobody has them open.
+/// Tasks that still run are no longer held to their ports. Harmless where there is nothing.
+///
+/// # Errors
+/// The first directory that could not be removed.
+pub fn remove(pin_dir: &Path) -> Result<(), BpfError> {
+    for path in entries(pin_dir)? {
+        remove_pins(&path)?;
+    }
+    ignore_missing(fs::remove_dir(pin_dir)).map_err(BpfError::io("remove", pin_dir))
+}
+
+/// Removes what is neither current nor being made by a process that lives.
+pub(super) fn remove_stale(spec: &LoadSpec, names: &PinNames) -> Result<(), BpfError> {
+    for path in entries(&spec.pin_dir)? {
+        let name = name_of(&path);
+        let maker = name.split_once(UNFINISHED).map(|(_, pid)| Path::new("/proc").join(pid));
+        if !names.is_current(&name) && !maker.is_some_and(|process| process.exists()) {
+            remove_pins(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// The last component, which in a bpffs is always text.
+pub(super) fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// What is in a directory; nothing where there is none.
+pub(super) fn entries(dir: &Path) -> Result<Vec<PathBuf>, BpfError> {
+    let list = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        list => list.map_err(BpfError::io("list", dir))?,
+    };
+    list.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>().map_err(BpfError::io("list", dir))
+}
+
+/// Makes a directory, and those above it, for root alone.
+pub(super) fn create_dir(path: &Path) -> Result<(), BpfError> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(path).map_err(BpfError::io("make", path))
+}
+
+/// The name under which the parts of `name` are collected until they are complete.
+pub(super) fn unfinished(spec: &LoadSpec, name: &str) -> PathBuf {
+    spec.pin_dir.join(format!("{name}{UNFINISHED}{}", std::process::id()))
+}
+
+/// Detaches at once, where the kernel can; unlinking alone detaches a little later.
+pub(super) fn remove_pins(dir: &Path) -> Result<(), BpfError> {
+    let links = names::ENFORCE_PROGRAMS.map(|name| dir.join(name));
+    for link in links.iter().filter(|path| path.exists()) {
+        // A link that cannot be opened or detached goes with its pin.
+        let _ = libbpf_rs::Link::open(link).and_then(|link| link.detach());
+    }
+    ignore_missing(fs::remove_dir_all(dir)).map_err(BpfError::io("remove", dir))
+}
+
+/// Sees to it that `pin_dir` is in a bpffs. True when one was mounted for it.
+pub(super) fn ensure_bpffs(pin_dir: &Path) -> Result<bool, BpfError> {
+    if is_bpffs(pin_dir)? {
+        return Ok(false);
+    }
+    let not_bpffs = |source| BpfError::NotBpffs { path: pin_dir.to_owned(), source };
+    if !pin_dir.starts_with(BPFFS) {
+        return Err(not_bpffs(None));
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("bpf"), BPFFS, Some("bpf"), flags, Some("mode=0700"))
+        .map_err(|errno| not_bpffs(Some(errno.into())))?;
+    Ok(true)
+}
+
+/// Is the nearest directory that exists in a bpffs?
+fn is_bpffs(path: &Path) -> Result<bool, BpfError> {
+    let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+    let found = statfs(existing).map_err(io::Error::from).map_err(BpfError::io("look up the file system of", existing))?;
+    Ok(found.filesystem_type() == BPF_FS_MAGIC)
+}
+
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_differ_in_whatever_makes_adopting_wrong() {
+        let names = PinNames::new(7, 3);
+        assert_ne!(names.ports, PinNames::new(8, 3).ports, "cgroup");
+        assert_ne!(names.ports, PinNames::new(7, 4).ports, "level");
+        assert_ne!(names.exits, PinNames::new(7, 4).exits, "level");
+        assert!(!names.ports.contains('.') && !names.exits.contains('.'), "reserved by bpffs");
+    }
+
+    #[test]
+    fn state_is_taken_over_from_another_build_only() {
+        let name = "ports-v1-aaaa-7-3";
+        assert!(PinNames::same_state(name, "ports-v1-bbbb-7-3"));
+        for other in ["ports-v1-aaaa-7-3", "ports-v2-bbbb-7-3", "ports-v1-bbbb-8-3", "ports-v1-bbbb-7-4"] {
+            assert!(!PinNames::same_state(name, other), "{other}");
+        }
+        for other in ["exits-v1-bbbb-3", "ports-v1-bbbb-7-3-new-99", "ports", ""] {
+            assert!(!PinNames::same_state(name, other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_pin_directory_elsewhere_is_refused_with_advice() {
+        let error = ensure_bpffs(Path::new("/tmp/bulkhead-no-bpffs/pins")).unwrap_err();
+        assert!(matches!(error, BpfError::NotBpffs { source: None, .. }), "{error:?}");
+        assert!(error.to_string().contains("mount -t bpf"), "{error}");
+    }
+
+    #[test]
+    fn the_loader_gets_the_whole_spec() {
+        let spec = LoadSpec { pin_dir: "/p".into(), cgroup: "/c".into(), task_level: 3 };
+        let command = loader_command(Path::new("/a"), &spec);
+        let args: Vec<_> = command.get_args().collect();
+        assert_eq!(args, ["bpf-load", "--pin-dir", "/p", "--cgroup", "/c", "--task-level", "3"]);
+    }
+}

@@ -1,0 +1,81 @@
+//! Can this kernel hold ports and record exits? Cheap: a few tiny programs, no type information read.
+
+use std::{error::Error, fs, os::unix::fs::MetadataExt as _, path::Path};
+
+use aya::{
+    maps::MapType,
+    programs::ProgramType,
+    sys::{is_map_supported, is_program_supported},
+};
+
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+/// The inode of the initial PID namespace, the same on every machine.
+const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// A kernel feature, as found on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Support {
+    /// It can be used.
+    pub available: bool,
+    /// Why not, and what would change that. Empty where it is available.
+    pub reason: String,
+}
+
+impl From<Result<(), String>> for Support {
+    fn from(result: Result<(), String>) -> Self {
+        Self { available: result.is_ok(), reason: result.err().unwrap_or_default() }
+    }
+}
+
+/// Whether port grants can be enforced. The last word has the load itself.
+pub fn probe_ports() -> Support {
+    has_bpffs()
+        .and_then(|()| program(ProgramType::CgroupSockAddr, "CONFIG_CGROUP_BPF, kernel 4.17"))
+        .and_then(|()| program(ProgramType::CgroupSock, "CONFIG_CGROUP_BPF, kernel 4.10"))
+        .and_then(|()| map(MapType::LruHash, "kernel 4.10"))
+        .and_then(|()| map(MapType::RingBuf, "kernel 5.8"))
+        .into()
+}
+
+/// Whether the end of tasks is recorded for an agent that restarts.
+pub fn probe_exits() -> Support {
+    has_bpffs()
+        .and_then(|()| program(ProgramType::RawTracePoint, "CONFIG_BPF_EVENTS, kernel 4.17"))
+        .and_then(|()| match Path::new(BTF).exists() {
+            true => Ok(()),
+            false => Err(format!("no {BTF}: the kernel needs CONFIG_DEBUG_INFO_BTF")),
+        })
+        .and_then(|()| match fs::metadata("/proc/self/ns/pid").map(|ns| ns.ino()) {
+            Ok(INITIAL_PID_NAMESPACE) => Ok(()),
+            Ok(_) => Err("the agent is in a PID namespace of its own: run it in the host's".into()),
+            Err(e) => Err(format!("look up /proc/self/ns/pid: {e}")),
+        })
+        .into()
+}
+
+fn has_bpffs() -> Result<(), String> {
+    let known = fs::read_to_string("/proc/filesystems").map_err(|e| format!("read /proc/filesystems: {e}"))?;
+    if known.split_whitespace().any(|name| name == "bpf") {
+        return Ok(());
+    }
+    Err("the kernel has no BPF file system: it needs CONFIG_BPF_SYSCALL".into())
+}
+
+fn program(kind: ProgramType, needs: &str) -> Result<(), String> {
+    answer(is_program_supported(kind), &format!("BPF programs of type {kind:?}"), needs)
+}
+
+fn map(kind: MapType, needs: &str) -> Result<(), String> {
+    answer(is_map_supported(kind), &format!("BPF maps of type {kind:?}"), needs)
+}
+
+fn answer<E: Error>(found: Result<bool, E>, what: &str, needs: &str) -> Result<(), String> {
+    match found {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(format!("the kernel has no {what} ({needs})")),
+        Err(e) => Err(format!(
+            "{what}: {}; the agent needs root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+            crate::error_chain(&e)
+        )),
+    }
+}

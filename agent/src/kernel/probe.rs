@@ -1,0 +1,164 @@
+//! What this kernel can do: asked once, by trying; never by comparing versions.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::{
+    appender::io_uring_works,
+    bpf,
+    cgroupfs::{Cgroup, cgroup2_mount},
+    spawn,
+};
+
+/// One thing that a kernel has or has not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Feature {
+    /// A stable name, also the label of the metric.
+    pub name: &'static str,
+    /// Is it there?
+    pub available: bool,
+    /// Where it was found, or why it is not there.
+    pub detail: String,
+    /// What Bulkhead does with it.
+    pub enforces: &'static str,
+    /// What happens without it.
+    pub without: &'static str,
+}
+
+/// Everything that was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Features {
+    /// In the order of importance.
+    pub features: Vec<Feature>,
+}
+
+impl Features {
+    /// Asks everything. Makes one cgroup for the purpose and removes it again; needs root for true answers.
+    pub fn probe() -> Self {
+        let mount = cgroup2_mount();
+        let mut features = vec![feature(
+            "cgroup2",
+            mount.as_ref().map(|m| m.display().to_string()).map_err(ToString::to_string),
+            "everything: the cgroup v2 tree holds the tasks",
+            "the agent does not start",
+        )];
+        let mount = mount.ok();
+        features.extend(controllers(mount.as_deref()));
+        features.extend(cgroup_calls(mount.as_deref()));
+        features.push(feature(
+            "bpf_ports",
+            supported(bpf::probe_ports(), "cgroup socket hooks, ring buffer"),
+            "ports: a bind outside the grant is EPERM in the task's own call",
+            "ports are not offered",
+        ));
+        features.push(feature(
+            "bpf_exits",
+            supported(bpf::probe_exits(), "raw tracepoint, BTF"),
+            "exit codes of tasks that end while no agent runs",
+            "such tasks are reported as failed, exit unknown",
+        ));
+        features.push(feature(
+            "io_uring",
+            if io_uring_works() { Ok("a ring can be made".into()) } else { Err("refused by the kernel".into()) },
+            "the journal: one write and one fdatasync for all that waits",
+            "the journal uses plain system calls",
+        ));
+        features.push(feature(
+            "psi",
+            present("/proc/pressure/memory"),
+            "pressure of CPU, memory and disk in reports",
+            "no pressure is reported",
+        ));
+        Self { features }
+    }
+
+    /// Is the feature of this name there?
+    pub fn has(&self, name: &str) -> bool {
+        self.features.iter().any(|f| f.name == name && f.available)
+    }
+}
+
+fn feature(
+    name: &'static str,
+    found: Result<String, String>,
+    enforces: &'static str,
+    without: &'static str,
+) -> Feature {
+    let available = found.is_ok();
+    Feature { name, available, detail: found.unwrap_or_else(|why| why), enforces, without }
+}
+
+fn supported(support: bpf::Support, with: &str) -> Result<String, String> {
+    if support.available { Ok(with.to_owned()) } else { Err(support.reason) }
+}
+
+fn present(path: &str) -> Result<String, String> {
+    match std::fs::read(path) {
+        Ok(_) => Ok(path.to_owned()),
+        Err(e) => Err(format!("{path}: {e}")),
+    }
+}
+
+fn controllers(mount: Option<&Path>) -> Vec<Feature> {
+    let available = mount.and_then(|m| Cgroup::at(m).controllers().ok()).unwrap_or_default();
+    let find = |name: &str| {
+        if available.iter().any(|a| a == name) {
+            Ok("cgroup.controllers".to_owned())
+        } else {
+            Err("not a v2 controller here: disabled, or bound to a v1 hierarchy".to_owned())
+        }
+    };
+    vec![
+        feature("cgroup_cpu", find("cpu"), "CPU shares and caps: cpu.weight, cpu.max", "CPU is not offered"),
+        feature("cgroup_memory", find("memory"), "memory limits: memory.max, oom.group", "memory is not offered"),
+        feature("cgroup_pids", find("pids"), "the number of processes: pids.max", "tasks can fork without bound"),
+    ]
+}
+
+/// Tries what needs a cgroup, in one that is made for it.
+fn cgroup_calls(mount: Option<&Path>) -> Vec<Feature> {
+    let probe = mount.map(|m| Cgroup::create(m.join(format!("bulkhead-probe-{}", std::process::id()))));
+    let (kill, clone) = match probe {
+        Some(Ok(cgroup)) => {
+            let kill = if cgroup.has("cgroup.kill") { Ok("cgroup.kill".into()) } else { Err("no cgroup.kill".into()) };
+            let clone = clone_into(&cgroup);
+            if let Err(error) = cgroup.remove() {
+                tracing::warn!(error = crate::error_chain(&error), "remove the probe's cgroup");
+            }
+            (kill, clone)
+        }
+        Some(Err(error)) => (Err(crate::error_chain(&error)), Err("no cgroup to try it with".to_owned())),
+        None => (Err("no cgroup2".to_owned()), Err("no cgroup2".to_owned())),
+    };
+    let at_once = "the end of every process of a task at once, whatever it forks";
+    vec![
+        feature("cgroup_kill", kill, at_once, "the agent does not start"),
+        feature("clone_into_cgroup", clone, "tasks start inside their limits, with a pidfd", "the agent does not start"),
+    ]
+}
+
+/// Starts a program that is not there: the kernel makes the process in the cgroup, and nothing runs.
+fn clone_into(cgroup: &Cgroup) -> Result<String, String> {
+    use std::os::fd::AsFd as _;
+    let dir = cgroup.open_dir().map_err(|e| crate::error_chain(&e))?;
+    let null = std::fs::File::open("/dev/null").map_err(|e| format!("/dev/null: {e}"))?;
+    let command = spawn::Command {
+        programs: vec![c"/nonexistent/bulkhead-probe".to_owned()],
+        argv: vec![c"probe".to_owned()],
+        env: Vec::new(),
+        cwd: c"/".to_owned(),
+        stdin: null.as_fd(),
+        stdout: null.as_fd(),
+        stderr: null.as_fd(),
+        cgroup: dir.as_fd(),
+        identity: None,
+    };
+    match spawn::spawn(&command) {
+        Err(error) if error.child_errno() == Some((spawn::Step::Exec, nix::errno::Errno::ENOENT)) => {
+            Ok("clone3 with CLONE_INTO_CGROUP and CLONE_PIDFD".to_owned())
+        }
+        Err(error) => Err(crate::error_chain(&error)),
+        Ok(_) => Err("a program that is not there was executed".to_owned()),
+    }
+}

@@ -1,0 +1,214 @@
+//! What a launch will do, from the task's specification alone. Pure.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{CString, NulError},
+    time::Duration,
+};
+
+use bulkhead_proto::v1::TaskSpec;
+
+use crate::grant::{Class, Grant, GrantError};
+
+/// Where programs without a slash in their name are looked for, unless the task sets its own `PATH`.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Ids become file names, with room for a prefix and a suffix within the kernel's 255 bytes.
+const MAX_ID_BYTES: usize = 100;
+
+/// A task that cannot be launched anywhere.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// An id that is no safe file name.
+    #[error("{what} id {id:?}: use 1 to {MAX_ID_BYTES} letters, digits, '.', '_' and '-', not starting with '.'")]
+    Id {
+        /// Whose id.
+        what: &'static str,
+        /// The id.
+        id: String,
+    },
+    /// Nothing to run.
+    #[error("the task has no command: give a program and its arguments")]
+    NoCommand,
+    /// A NUL byte inside an argument or variable.
+    #[error("the command or environment has a NUL byte in it")]
+    Nul,
+    /// A variable that no environment can hold.
+    #[error("environment variable {0:?}: a name is not empty and has no '='")]
+    Variable(String),
+    /// An impossible grant.
+    #[error(transparent)]
+    Grant(#[from] GrantError),
+}
+
+impl From<NulError> for PlanError {
+    fn from(_: NulError) -> Self {
+        Self::Nul
+    }
+}
+
+/// What is fixed for every task of this agent.
+#[derive(Clone, Debug)]
+pub struct Defaults {
+    /// Whom tasks run as that name nobody.
+    pub user: String,
+    /// Processes of tasks that name no number.
+    pub pids_max: u64,
+    /// Grace of tasks that name none.
+    pub kill_grace: Duration,
+}
+
+/// Everything that a launch needs and that does not depend on this host's state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Of the framework.
+    pub framework_id: String,
+    /// Of the task.
+    pub task_id: String,
+    /// The limits.
+    pub grant: Grant,
+    /// User name or number to run as.
+    pub user: String,
+    /// Files to try, in order.
+    pub programs: Vec<CString>,
+    /// The program's arguments, its name first.
+    pub argv: Vec<CString>,
+    /// The task's variables; the sandbox adds its own.
+    pub env: BTreeMap<String, String>,
+    /// Between SIGTERM and the end of every process.
+    pub kill_grace: Duration,
+}
+
+impl Plan {
+    /// Checks and completes a specification.
+    ///
+    /// # Errors
+    /// [`PlanError`] says what is wrong with it and what would be right.
+    pub fn make(framework_id: &str, spec: &TaskSpec, defaults: &Defaults) -> Result<Self, PlanError> {
+        check_id("framework", framework_id)?;
+        check_id("task", &spec.task_id)?;
+        let program = spec.argv.first().filter(|p| !p.is_empty()).ok_or(PlanError::NoCommand)?;
+        if let Some(name) = spec.env.keys().find(|k| k.is_empty() || k.contains('=')) {
+            return Err(PlanError::Variable(name.clone()));
+        }
+        let grant = Grant::check(spec.grant.as_ref(), defaults.pids_max)?;
+        let env = environment(spec, &grant);
+        let path = env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
+        // Every variable must be able to become a C string; the executor relies on it.
+        for (name, value) in &env {
+            CString::new(format!("{name}={value}"))?;
+        }
+        Ok(Self {
+            framework_id: framework_id.into(),
+            task_id: spec.task_id.clone(),
+            user: if spec.user.is_empty() { defaults.user.clone() } else { spec.user.clone() },
+            programs: candidates(program, path)?,
+            argv: spec.argv.iter().map(|a| CString::new(a.as_str())).collect::<Result<_, _>>()?,
+            env,
+            kill_grace: match spec.kill_grace_ms {
+                0 => defaults.kill_grace,
+                ms => Duration::from_millis(ms),
+            },
+            grant,
+        })
+    }
+}
+
+/// Ids go into paths of the sandbox and of the cgroup.
+///
+/// # Errors
+/// [`PlanError::Id`].
+pub fn check_id(what: &'static str, id: &str) -> Result<(), PlanError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if id.is_empty() || id.len() > MAX_ID_BYTES || id.starts_with('.') || !id.chars().all(plain) {
+        return Err(PlanError::Id { what, id: id.chars().take(MAX_ID_BYTES).collect() });
+    }
+    Ok(())
+}
+
+fn environment(spec: &TaskSpec, grant: &Grant) -> BTreeMap<String, String> {
+    let class = match grant.class {
+        Class::Guaranteed => "guaranteed",
+        Class::Revocable => "revocable",
+    };
+    let mut env = BTreeMap::from([
+        ("PATH".to_owned(), DEFAULT_PATH.to_owned()),
+        ("BULKHEAD_TASK_ID".to_owned(), spec.task_id.clone()),
+        ("BULKHEAD_CPU_MILLI".to_owned(), grant.cpu_milli.to_string()),
+        ("BULKHEAD_MEM_BYTES".to_owned(), grant.mem_bytes.to_string()),
+        ("BULKHEAD_PORTS".to_owned(), grant.ports.to_string()),
+        ("BULKHEAD_CLASS".to_owned(), class.to_owned()),
+    ]);
+    env.extend(spec.env.iter().map(|(k, v)| (k.clone(), v.clone())));
+    env
+}
+
+/// The program itself where it has a slash, else one file for each directory of `path`.
+fn candidates(program: &str, path: &str) -> Result<Vec<CString>, PlanError> {
+    if program.contains('/') {
+        return Ok(vec![CString::new(program)?]);
+    }
+    let dirs = path.split(':').filter(|d| !d.is_empty());
+    Ok(dirs.map(|dir| CString::new(format!("{dir}/{program}"))).collect::<Result<_, _>>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_proto::v1;
+
+    use super::*;
+
+    fn defaults() -> Defaults {
+        Defaults { user: "nobody".into(), pids_max: 64, kill_grace: Duration::from_secs(5) }
+    }
+
+    fn spec(argv: &[&str]) -> TaskSpec {
+        let resources = v1::Resources { cpu_milli: 500, mem_bytes: 1 << 26, ports: vec![] };
+        let grant = v1::Grant { resources: Some(resources), class: 1, ..Default::default() };
+        let argv = argv.iter().map(|&a| a.into()).collect();
+        TaskSpec { task_id: "t-1".into(), argv, grant: Some(grant), ..Default::default() }
+    }
+
+    #[test]
+    fn ids_that_are_no_file_names_are_refused() {
+        for id in ["", ".", "..", ".x", "a/b", "a b", "a\n", "ä", &"x".repeat(101)] {
+            assert!(check_id("task", id).is_err(), "{id:?}");
+        }
+        for id in ["a", "A-1_b.c", &"x".repeat(100)] {
+            assert!(check_id("task", id).is_ok(), "{id:?}");
+        }
+    }
+
+    #[test]
+    fn programs_are_looked_for_where_the_task_says() {
+        let mut task = spec(&["tool", "-x"]);
+        task.env.insert("PATH".into(), "/a::/b".into());
+        let plan = Plan::make("f", &task, &defaults()).unwrap();
+        assert_eq!(plan.programs, [c"/a/tool".to_owned(), c"/b/tool".to_owned()]);
+        assert_eq!(plan.argv, [c"tool".to_owned(), c"-x".to_owned()]);
+        let with_slash = Plan::make("f", &spec(&["./tool"]), &defaults()).unwrap();
+        assert_eq!(with_slash.programs, [c"./tool".to_owned()]);
+    }
+
+    #[test]
+    fn what_the_task_leaves_out_is_the_agents() {
+        let plan = Plan::make("f", &spec(&["x"]), &defaults()).unwrap();
+        assert_eq!((plan.user.as_str(), plan.grant.pids_max), ("nobody", 64));
+        assert_eq!(plan.kill_grace, Duration::from_secs(5));
+        assert_eq!(plan.env["BULKHEAD_CPU_MILLI"], "500");
+    }
+
+    #[test]
+    fn malformed_tasks_are_named() {
+        let refused = |task: &TaskSpec| Plan::make("f", task, &defaults()).unwrap_err();
+        assert_eq!(refused(&spec(&[])), PlanError::NoCommand);
+        assert_eq!(refused(&spec(&["", "x"])), PlanError::NoCommand);
+        assert_eq!(refused(&spec(&["x", "a\0b"])), PlanError::Nul);
+        let mut task = spec(&["x"]);
+        task.env.insert("A=B".into(), "c".into());
+        assert_eq!(refused(&task), PlanError::Variable("A=B".into()));
+        let mut task = spec(&["x"]);
+        task.env.insert("A".into(), "c\0".into());
+        assert_eq!(refused(&task), PlanError::Nul);
+        assert_eq!(refused(&TaskSpec { grant: None, ..spec(&["x"]) }), PlanError::Grant(GrantError::Missing));
+    }
+}

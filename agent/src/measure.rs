@@ -1,0 +1,7 @@
+//! What the node has and what is in use, read from the kernel: one file a source.
+
+pub mod node;
+pub mod ports;
+pub mod sampler;
+
+pub use node::{NodeCapacity, NodeSampler, NodeUse};

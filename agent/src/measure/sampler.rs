@@ -1,0 +1,78 @@
+//! Measures the node every period, and tells the keeper the peaks.
+
+use std::time::{Duration, Instant};
+
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::{
+    node::{MeasureError, NodeSampler},
+    ports,
+};
+use crate::{
+    estimate::WindowPeak,
+    keeper::{Message, Observation, Sender},
+};
+
+/// How long a peak counts. Strangers that worked half a minute ago may do so again at any moment.
+const WINDOW: Duration = Duration::from_secs(30);
+/// Nothing is lent before guaranteed tasks were watched for this long.
+const WATCH_BEFORE_LENDING: Duration = Duration::from_secs(3);
+/// Amounts are rounded up to these steps, so that noise does not become news.
+const CPU_STEP_MILLI: u64 = 50;
+const MEM_STEP_BYTES: u64 = 32 << 20;
+
+/// Peaks over the last [`WINDOW`].
+struct Peaks {
+    strangers_cpu: WindowPeak,
+    strangers_mem: WindowPeak,
+    guaranteed_cpu: WindowPeak,
+}
+
+/// Samples until the keeper is gone. With `measure_strangers` off, only ports and lending are measured.
+pub async fn run(mut sampler: NodeSampler, every: Duration, measure_strangers: bool, keeper: Sender) {
+    let new = || WindowPeak::new(WINDOW);
+    let mut peaks = Peaks { strangers_cpu: new(), strangers_mem: new(), guaranteed_cpu: new() };
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The first tick comes at once, when there is nothing to compare with yet.
+    ticks.tick().await;
+    let mut told = false;
+    loop {
+        ticks.tick().await;
+        match observe(&mut sampler, &mut peaks, measure_strangers, Instant::now()) {
+            Ok(observation) => {
+                told = false;
+                if keeper.send(Message::Observed(observation)).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) if !told => {
+                told = true;
+                tracing::error!(error = crate::error_chain(&error), "measure the node; offers stay as they are");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+fn observe(
+    sampler: &mut NodeSampler,
+    peaks: &mut Peaks,
+    measure_strangers: bool,
+    now: Instant,
+) -> Result<Observation, MeasureError> {
+    let sample = sampler.sample(now)?;
+    peaks.strangers_cpu.add(sample.strangers_cpu_milli, now);
+    peaks.strangers_mem.add(sample.strangers_mem_bytes, now);
+    peaks.guaranteed_cpu.add(sample.guaranteed_cpu_milli, now);
+    let strangers = |peak: &WindowPeak, step: u64| {
+        if measure_strangers { peak.peak().unwrap_or(0).next_multiple_of(step) } else { 0 }
+    };
+    let watched = peaks.guaranteed_cpu.watched_for(WATCH_BEFORE_LENDING, now);
+    Ok(Observation {
+        strangers_cpu_milli: strangers(&peaks.strangers_cpu, CPU_STEP_MILLI),
+        strangers_mem_bytes: strangers(&peaks.strangers_mem, MEM_STEP_BYTES),
+        guaranteed_cpu_milli: peaks.guaranteed_cpu.peak().filter(|_| watched),
+        ports_in_use: ports::in_use()?,
+    })
+}

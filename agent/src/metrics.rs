@@ -1,0 +1,169 @@
+//! What Prometheus is told. Every name of a metric is here and nowhere else.
+
+use std::time::Duration;
+
+use bulkhead_proto::v1::{Event, EventKind, Protocol, ResourceReport, Resources, TaskReason, TaskState};
+use prometheus::{
+    Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+/// From a tenth of a millisecond to two seconds: a launch takes about one.
+const LAUNCH_BUCKETS_SECONDS: [f64; 12] =
+    [0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0];
+
+/// The agent's metrics and their registry.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    launch_seconds: Histogram,
+    tasks_ended: IntCounterVec,
+    ports_denied: IntCounterVec,
+    limit_hits: IntCounterVec,
+    resources: GaugeVec,
+    features: IntGaugeVec,
+    cpu_seconds: Gauge,
+    resident_bytes: Gauge,
+}
+
+impl Metrics {
+    /// Registers everything.
+    ///
+    /// # Errors
+    /// Two metrics of one name: a mistake in this file.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let launch = HistogramOpts::new(
+            "bulkhead_agent_launch_seconds",
+            "From the arrival of a launch to the execution of its program.",
+        )
+        .buckets(LAUNCH_BUCKETS_SECONDS.to_vec());
+        let metrics = Self {
+            launch_seconds: Histogram::with_opts(launch)?,
+            tasks_ended: IntCounterVec::new(
+                Opts::new("bulkhead_agent_tasks_ended_total", "Tasks that came to their end."),
+                &["state", "reason"],
+            )?,
+            ports_denied: IntCounterVec::new(
+                Opts::new("bulkhead_agent_port_binds_denied_total", "Binds to ports that were not granted, refused by the kernel."),
+                &["protocol", "ip_version"],
+            )?,
+            limit_hits: IntCounterVec::new(
+                Opts::new("bulkhead_agent_limit_hits_total", "How often tasks ran into a limit: processes killed for memory, forks refused."),
+                &["limit"],
+            )?,
+            resources: GaugeVec::new(
+                Opts::new("bulkhead_agent_resources", "The node's books: capacity = reserve + allocated + free, kind by kind."),
+                &["kind", "part"],
+            )?,
+            features: IntGaugeVec::new(
+                Opts::new("bulkhead_agent_kernel_feature", "1 where this kernel has the feature."),
+                &["feature"],
+            )?,
+            cpu_seconds: Gauge::new("process_cpu_seconds_total", "CPU time of the agent itself.")?,
+            resident_bytes: Gauge::new("process_resident_memory_bytes", "Resident memory of the agent itself.")?,
+            registry,
+        };
+        metrics.register()?;
+        Ok(metrics)
+    }
+
+    fn register(&self) -> Result<(), prometheus::Error> {
+        let all: [Box<dyn prometheus::core::Collector>; 8] = [
+            Box::new(self.launch_seconds.clone()),
+            Box::new(self.tasks_ended.clone()),
+            Box::new(self.ports_denied.clone()),
+            Box::new(self.limit_hits.clone()),
+            Box::new(self.resources.clone()),
+            Box::new(self.features.clone()),
+            Box::new(self.cpu_seconds.clone()),
+            Box::new(self.resident_bytes.clone()),
+        ];
+        all.into_iter().try_for_each(|metric| self.registry.register(metric))
+    }
+
+    /// A program was executed.
+    pub fn launched(&self, took: Duration) {
+        self.launch_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A task ended.
+    pub fn task_ended(&self, state: TaskState, reason: TaskReason) {
+        let short = |name: &str, prefix| name.trim_start_matches(prefix).to_ascii_lowercase();
+        let state = short(state.as_str_name(), "TASK_STATE_");
+        let reason = short(reason.as_str_name(), "TASK_REASON_");
+        self.tasks_ended.with_label_values(&[&state, &reason]).inc();
+    }
+
+    /// `more` occurrences of an event.
+    pub fn event(&self, event: &Event, more: u64) {
+        match event.kind() {
+            EventKind::PortDenied => {
+                let protocol = if event.protocol() == Protocol::Udp { "udp" } else { "tcp" };
+                let version = if event.ip_version == 6 { "6" } else { "4" };
+                self.ports_denied.with_label_values(&[protocol, version]).inc_by(more);
+            }
+            EventKind::OutOfMemory => self.limit_hits.with_label_values(&["memory"]).inc_by(more),
+            EventKind::PidsLimit => self.limit_hits.with_label_values(&["pids"]).inc_by(more),
+            EventKind::Unspecified => {}
+        }
+    }
+
+    /// The node's books changed.
+    pub fn resources(&self, report: &ResourceReport) {
+        let parts =
+            [("capacity", &report.capacity), ("reserve", &report.reserve), ("allocated", &report.allocated), ("free", &report.free)];
+        for (part, amount) in parts {
+            let Resources { cpu_milli, mem_bytes, ports } = amount.clone().unwrap_or_default();
+            let ports: u32 = ports.iter().map(|r| r.last.saturating_sub(r.first) + 1).sum();
+            self.resources.with_label_values(&["cpu_cores", part]).set(precise(cpu_milli) / 1000.0);
+            self.resources.with_label_values(&["mem_bytes", part]).set(precise(mem_bytes));
+            self.resources.with_label_values(&["ports", part]).set(f64::from(ports));
+        }
+        let revocable = |part, milli| self.resources.with_label_values(&["revocable_cpu_cores", part]).set(precise(milli) / 1000.0);
+        revocable("capacity", report.revocable_cpu_milli);
+        revocable("allocated", report.revocable_allocated_cpu_milli);
+    }
+
+    /// What the probe found.
+    pub fn feature(&self, name: &str, available: bool) {
+        self.features.with_label_values(&[name]).set(i64::from(available));
+    }
+
+    /// Everything in Prometheus's text form.
+    ///
+    /// # Errors
+    /// When a metric cannot be written: a mistake in this file.
+    pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
+        if let Ok(stat) = procfs::process::Process::myself().and_then(|me| me.stat()) {
+            let ticks = precise(stat.utime + stat.stime);
+            self.cpu_seconds.set(ticks / precise(procfs::ticks_per_second()));
+            self.resident_bytes.set(precise(stat.rss * procfs::page_size()));
+        }
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+/// Exact up to 2^53, which no count of bytes on a machine reaches.
+#[expect(clippy::cast_precision_loss, reason = "Prometheus knows only floating point")]
+fn precise(number: u64) -> f64 {
+    number as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happened_can_be_scraped() {
+        let metrics = Metrics::new().unwrap();
+        metrics.task_ended(TaskState::Failed, TaskReason::OutOfMemory);
+        let denied = Event { kind: EventKind::PortDenied.into(), ip_version: 6, ..Default::default() };
+        metrics.event(&denied, 3);
+        let text = String::from_utf8(metrics.render().unwrap()).unwrap();
+        assert!(text.contains("bulkhead_agent_tasks_ended_total{reason=\"out_of_memory\",state=\"failed\"} 1"), "{text}");
+        assert!(text.contains("bulkhead_agent_port_binds_denied_total{ip_version=\"6\",protocol=\"tcp\"} 3"), "{text}");
+        assert!(text.contains("process_resident_memory_bytes"), "{text}");
+    }
+}

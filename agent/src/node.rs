@@ -1,0 +1,269 @@
+//! Puts the agent together, in flow order, from its configuration.
+
+use std::{path::PathBuf, sync::Arc, time::Instant};
+
+use bulkhead_proto::{
+    resources::PortSet,
+    v1::{AgentInfo, Enforced, Resources},
+};
+
+use crate::{
+    api::{self, AgentApi},
+    config::{Config, ConfigError},
+    event::EventLog,
+    identity::{self, Held},
+    isolate::{Isolator, Isolators, cpu::Cpu, memory::Memory, pids::Pids, ports::Ports, tree::Tree},
+    journal::Journal,
+    keeper::{Keeper, Parts},
+    kernel::{
+        bpf::{self, DenialStream, ExitRecords, PortRules},
+        probe::Features,
+    },
+    launch::{Launcher, plan::Defaults, sandbox::Keep},
+    link,
+    measure::{NodeCapacity, NodeSampler, sampler},
+    metrics::Metrics,
+    offer::{Ledger, Reporter},
+};
+
+/// Why an agent does not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// A setting.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The work directory, or another agent.
+    #[error(transparent)]
+    Identity(#[from] identity::IdentityError),
+    /// The cgroup tree.
+    #[error("set up the cgroup tree: the agent needs root, or a cgroup that was delegated to it (--cgroup-root)")]
+    Tree(#[source] crate::kernel::cgroupfs::CgroupError),
+    /// A kernel feature without which no task can be held.
+    #[error("this kernel lacks {name} ({detail}), without which no task can be held: see `bulkhead-agent probe`")]
+    Missing {
+        /// The feature.
+        name: &'static str,
+        /// Why it is not there.
+        detail: String,
+    },
+    /// The BPF programs.
+    #[error("load the BPF programs")]
+    Bpf(#[from] bpf::BpfError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] crate::journal::JournalError),
+    /// The kernel's counters.
+    #[error(transparent)]
+    Measure(#[from] crate::measure::node::MeasureError),
+    /// The agent's own API.
+    #[error(transparent)]
+    Api(#[from] api::ApiError),
+    /// The master's address.
+    #[error(transparent)]
+    Link(#[from] link::LinkError),
+    /// A metric registered twice.
+    #[error("register the metrics")]
+    Metrics(#[from] prometheus::Error),
+    /// This program's own file, which loads the BPF programs.
+    #[error("find this program's own file")]
+    Exe(#[source] std::io::Error),
+}
+
+/// Without these nothing works.
+const REQUIRED: [&str; 3] = ["cgroup2", "cgroup_kill", "clone_into_cgroup"];
+
+/// Runs an agent until it fails. Tasks go on when it ends, however it ends.
+///
+/// # Errors
+/// [`NodeError`] says what was wrong and what to do.
+pub async fn run(config: Config) -> Result<(), NodeError> {
+    config.check()?;
+    let mut held = identity::lock_work_dir(&config.work_dir)?;
+    let features = Features::probe();
+    require(&features)?;
+    let metrics = Arc::new(Metrics::new()?);
+    for feature in &features.features {
+        metrics.feature(feature.name, feature.available);
+    }
+    let machine = NodeCapacity::read()?;
+    let tree = Tree::set_up(&config.cgroup_root, machine.cpus).map_err(NodeError::Tree)?;
+    held.also(tree.root.path())?;
+    let bpf = open_bpf(&config, &tree, &features)?;
+
+    let enforced = Enforced {
+        cpu: tree.has("cpu"),
+        mem: tree.has("memory"),
+        pids: tree.has("pids"),
+        ports: bpf.ports.is_some(),
+    };
+    let tcp = api::bind(config.listen).await?;
+    let listening = tcp.local_addr().map_err(|source| api::ApiError::Tcp { address: config.listen, source })?;
+    let agent = info(&config, listening.to_string())?;
+    let (journal, replayed) = Journal::open(&config.work_dir)?;
+    if replayed.damaged_bytes > 0 {
+        tracing::warn!(bytes = replayed.damaged_bytes, "the journal ended in a torn record, which was cut off");
+    }
+    let events = Arc::new(EventLog::new(agent.agent_id.clone(), Arc::clone(&metrics)));
+    let isolators = Arc::new(isolators(&tree, &bpf, &events));
+    let launcher = Launcher::new(tree.clone(), Arc::clone(&isolators), config.work_dir.clone(), config.allow_root_tasks);
+    let (mut keeper, messages) = Keeper::new(Parts {
+        ledger: ledger(&config, machine, &enforced)?,
+        reporter: Reporter::new(enforced, std::time::Duration::from_millis(config.report_every_ms)),
+        agent,
+        launcher,
+        journal,
+        exits: bpf.exits.clone(),
+        events: Arc::clone(&events),
+        metrics: Arc::clone(&metrics),
+        defaults: defaults(&config),
+        history: config.sandbox_keep_count,
+        keep: keep(&config),
+        work_dir: config.work_dir.clone(),
+    });
+    keeper.recover(replayed).map_err(NodeError::Tree)?;
+    tokio::spawn(keeper.run());
+    if let Some(denials) = bpf.denials {
+        tokio::spawn(crate::isolate::ports::follow(denials, Arc::clone(&events)));
+    }
+    let every = std::time::Duration::from_millis(config.sample_every_ms);
+    let sampling = NodeSampler::start(tree, Instant::now())?;
+    tokio::spawn(sampler::run(sampling, every, config.measure_strangers, messages.clone()));
+    let answers = AgentApi { keeper: messages.clone(), events, isolators, metrics };
+    tracing::info!(address = %listening, "listening");
+    let result = tokio::select! {
+        served = api::serve(answers, tcp, config.work_dir.join(api::SOCKET)) => served.map_err(NodeError::from),
+        linked = link::run(&config.master, messages) => linked.map_err(NodeError::from),
+    };
+    drop::<Held>(held);
+    result
+}
+
+fn require(features: &Features) -> Result<(), NodeError> {
+    let missing = features.features.iter().find(|f| REQUIRED.contains(&f.name) && !f.available);
+    missing.map_or(Ok(()), |f| Err(NodeError::Missing { name: f.name, detail: f.detail.clone() }))
+}
+
+/// What the BPF programs share with the agent; nothing where the kernel does not take them.
+#[derive(Default)]
+struct Bpf {
+    ports: Option<Arc<PortRules>>,
+    denials: Option<DenialStream>,
+    exits: Option<Arc<ExitRecords>>,
+}
+
+/// Loads or adopts what this kernel takes; what it does not take was told by the probe.
+fn open_bpf(config: &Config, tree: &Tree, features: &Features) -> Result<Bpf, NodeError> {
+    if !features.has("bpf_ports") {
+        return Ok(Bpf::default());
+    }
+    let spec = bpf::LoadSpec {
+        pin_dir: pin_dir(config),
+        cgroup: tree.root.path().to_owned(),
+        task_level: tree.task_level,
+    };
+    let exe = std::env::current_exe().map_err(NodeError::Exe)?;
+    let loaded = bpf::ensure_loaded(&spec, bpf::loader_command(&exe, &spec))?;
+    if loaded.mounted {
+        tracing::info!("mounted a bpffs on /sys/fs/bpf");
+    }
+    tracing::info!(fresh = loaded.fresh, pins = %loaded.ports.display(), "port rules are in the kernel");
+    let exits = match &loaded.exits {
+        Ok(dir) => Some(Arc::new(ExitRecords::open(dir)?)),
+        Err(why) => {
+            tracing::warn!(why, "ends of tasks are not recorded while the agent is away");
+            None
+        }
+    };
+    Ok(Bpf {
+        ports: Some(Arc::new(PortRules::open(&loaded.ports)?)),
+        denials: Some(DenialStream::open(&loaded.ports)?),
+        exits,
+    })
+}
+
+/// Pins of several agents on one host lie apart by their cgroup roots.
+pub fn pin_dir(config: &Config) -> PathBuf {
+    config.bpf_dir.join(config.cgroup_root.display().to_string().trim_matches('/').replace('/', "-"))
+}
+
+fn isolators(tree: &Tree, bpf: &Bpf, events: &Arc<EventLog>) -> Isolators {
+    let mut parts: Vec<Box<dyn Isolator>> = Vec::new();
+    if tree.has("cpu") {
+        parts.push(Box::new(Cpu));
+    }
+    if tree.has("memory") {
+        parts.push(Box::new(Memory));
+    }
+    if tree.has("pids") {
+        parts.push(Box::new(Pids));
+    }
+    if let Some(rules) = &bpf.ports {
+        parts.push(Box::new(Ports::new(Arc::clone(rules), Arc::clone(events))));
+    }
+    Isolators::new(parts)
+}
+
+/// What the machine has and the operator wants offered, without kinds that nothing would enforce.
+fn ledger(config: &Config, machine: NodeCapacity, enforced: &Enforced) -> Result<Ledger, NodeError> {
+    let offered = |kind, enforced| enforced || config.allows_unenforced(kind);
+    let all_cpu_milli = machine.cpus.saturating_mul(1000);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be finite and not negative; the cast saturates")]
+    let wanted_milli = (config.cpus * 1000.0).round() as u64;
+    let limit = |wanted: u64, all: u64| if wanted == 0 { all } else { wanted.min(all) };
+    let ports = config.port_set().map_err(|e| ConfigError::Value {
+        key: "ports",
+        value: config.ports.clone(),
+        why: e.to_string(),
+    })?;
+    let when = |yes: bool, amount: u64| if yes { amount } else { 0 };
+    let capacity = Resources {
+        cpu_milli: when(offered("cpu", enforced.cpu), limit(wanted_milli, all_cpu_milli)),
+        mem_bytes: when(offered("mem", enforced.mem), limit(config.mem.as_u64(), machine.mem_bytes)),
+        ports: if offered("ports", enforced.ports) { ports } else { PortSet::default() }.to_ranges(),
+    };
+    let floor = Resources {
+        cpu_milli: config.reserve_cpu_milli,
+        mem_bytes: config.reserve_mem.as_u64(),
+        ports: Vec::new(),
+    };
+    Ok(Ledger::new(capacity, &floor))
+}
+
+fn info(config: &Config, listening: String) -> Result<AgentInfo, NodeError> {
+    let host = || nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(AgentInfo {
+        agent_id: identity::agent_id(&config.work_dir)?,
+        hostname: if config.hostname.is_empty() { host() } else { config.hostname.clone() },
+        api_address: if config.advertise.is_empty() { listening } else { config.advertise.clone() },
+        attributes: config.attributes.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+fn defaults(config: &Config) -> Defaults {
+    Defaults { user: config.task_user.clone(), pids_max: config.default_pids_max, kill_grace: config.kill_grace() }
+}
+
+fn keep(config: &Config) -> Keep {
+    let age = std::time::Duration::from_secs(config.sandbox_keep_hours.saturating_mul(3600));
+    Keep { age, count: config.sandbox_keep_count }
+}
+
+/// Ends every task below the cgroup root and takes everything of this agent out of the kernel.
+///
+/// # Errors
+/// Where an agent is still running, or something cannot be removed.
+pub async fn cleanup(config: &Config) -> Result<(), NodeError> {
+    let _alone = identity::lock_work_dir(&config.work_dir)?;
+    let tree = Tree::locate(&config.cgroup_root).map_err(NodeError::Tree)?;
+    bpf::remove(&pin_dir(config))?;
+    if !tree.root.exists() {
+        return Ok(());
+    }
+    let root = tree.root.clone();
+    root.kill().map_err(NodeError::Tree)?;
+    root.wait_empty().await.map_err(NodeError::Tree)?;
+    root.remove().map_err(NodeError::Tree)?;
+    tracing::info!(cgroup = %root.path().display(), "removed");
+    Ok(())
+}

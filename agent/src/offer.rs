@@ -1,0 +1,7 @@
+//! What the node has to give, in parts that always add up. Pure.
+
+pub mod ledger;
+pub mod report;
+
+pub use ledger::{Ledger, Refusal};
+pub use report::Reporter;

@@ -1,0 +1,164 @@
+//! Who holds what on this node.
+//!
+//! # Properties
+//! - **Conservation**: for each kind, `capacity = reserve + allocated + free`, at every moment.
+//! - **No double grant**: two live tasks never hold the same port, nor together more than
+//!   `capacity - floor` of CPU or memory.
+//! - **A promise outlives a measurement**: a launch is admitted against the configured floor, not
+//!   against what strangers use at that instant; their use shapes the offers that come after.
+//!
+//! Memory and ports are one pool for both classes. The CPU of revocable tasks is lent on top of the
+//! guaranteed CPU and accounted apart.
+
+use std::collections::BTreeMap;
+
+use bulkhead_proto::{
+    resources::PortSet,
+    v1::{self, Resources},
+};
+
+use crate::grant::{Class, Grant};
+
+/// A task, by its framework's id and its own.
+pub type TaskKey = (String, String);
+
+/// A grant that does not fit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// More than is left of a countable kind.
+    #[error("{asked} {unit} asked, {left} left")]
+    TooMuch {
+        /// What was asked for.
+        asked: u64,
+        /// What is left.
+        left: u64,
+        /// Of what.
+        unit: &'static str,
+    },
+    /// Ports that are not offered here, are held by another task, or are in use on the host.
+    #[error("ports {0} are not free on this node")]
+    Ports(PortSet),
+    /// The task holds a grant already.
+    #[error("task {1} of framework {0} is already running here")]
+    Duplicate(String, String),
+}
+
+/// The node's books.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    capacity: Resources,
+    /// Never granted to tasks, whatever is measured.
+    floor: Resources,
+    /// What everything that is not a task was measured to use.
+    strangers: Resources,
+    revocable_cpu_milli: u64,
+    grants: BTreeMap<TaskKey, Grant>,
+}
+
+impl Ledger {
+    /// An empty node. `floor` is cut to the capacity.
+    pub fn new(capacity: Resources, floor: &Resources) -> Self {
+        let floor = floor.at_most(&capacity);
+        Self {
+            capacity,
+            floor,
+            strangers: Resources::default(),
+            revocable_cpu_milli: 0,
+            grants: BTreeMap::new(),
+        }
+    }
+
+    /// Books a grant, or says why it does not fit.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing is booked then.
+    pub fn admit(&mut self, key: TaskKey, grant: Grant) -> Result<(), Refusal> {
+        if self.grants.contains_key(&key) {
+            return Err(Refusal::Duplicate(key.0, key.1));
+        }
+        let allocated = self.allocated();
+        let left = self.capacity.saturating_sub(&self.floor).saturating_sub(&allocated);
+        let cpu_left = match grant.class {
+            Class::Guaranteed => left.cpu_milli,
+            Class::Revocable => self.revocable_cpu_milli.saturating_sub(self.revocable_allocated()),
+        };
+        let fits = |asked: u64, left: u64, unit| {
+            if asked <= left { Ok(()) } else { Err(Refusal::TooMuch { asked, left, unit }) }
+        };
+        fits(grant.cpu_milli, cpu_left, "thousandths of a CPU")?;
+        fits(grant.mem_bytes, left.mem_bytes, "bytes of memory")?;
+        let missing = grant.ports.difference(&ports(&left));
+        if !missing.is_empty() {
+            return Err(Refusal::Ports(missing));
+        }
+        self.grants.insert(key, grant);
+        Ok(())
+    }
+
+    /// Books a grant of a task that is running already, which a restarted agent found: it fits by history.
+    pub fn adopt(&mut self, key: TaskKey, grant: Grant) {
+        self.grants.insert(key, grant);
+    }
+
+    /// Takes a grant back. One that is not there is no error: a task ends only once.
+    pub fn release(&mut self, key: &TaskKey) -> Option<Grant> {
+        self.grants.remove(key)
+    }
+
+    /// Takes over a measurement: what strangers use, and the CPU that is safe to lend.
+    pub fn observe(&mut self, strangers: Resources, revocable_cpu_milli: u64) {
+        self.strangers = strangers;
+        self.revocable_cpu_milli = revocable_cpu_milli.min(self.capacity.cpu_milli);
+    }
+
+    /// The sum of the grants: CPU of guaranteed tasks, memory and ports of all.
+    pub fn allocated(&self) -> Resources {
+        self.grants.values().fold(Resources::default(), |sum, grant| {
+            let cpu_milli = if grant.class == Class::Guaranteed { grant.cpu_milli } else { 0 };
+            sum.plus(&Resources { cpu_milli, mem_bytes: grant.mem_bytes, ports: grant.ports.to_ranges() })
+        })
+    }
+
+    /// Ports that tasks hold.
+    pub fn granted_ports(&self) -> PortSet {
+        self.grants.values().fold(PortSet::default(), |all, grant| all.union(&grant.ports))
+    }
+
+    /// What the node has in all.
+    pub fn capacity(&self) -> &Resources {
+        &self.capacity
+    }
+
+    /// The books in the form that is reported; `enforced` and `sequence` are the caller's.
+    pub fn report(&self) -> v1::ResourceReport {
+        let allocated = self.allocated();
+        let held_back = Resources {
+            cpu_milli: self.floor.cpu_milli.max(self.strangers.cpu_milli),
+            mem_bytes: self.floor.mem_bytes.max(self.strangers.mem_bytes),
+            ports: self.floor.plus(&self.strangers).ports,
+        };
+        let not_granted = self.capacity.saturating_sub(&allocated);
+        let reserve = held_back.at_most(&not_granted);
+        v1::ResourceReport {
+            free: Some(not_granted.saturating_sub(&reserve)),
+            capacity: Some(self.capacity.clone()),
+            reserve: Some(reserve),
+            allocated: Some(allocated),
+            revocable_cpu_milli: self.revocable_cpu_milli,
+            revocable_allocated_cpu_milli: self.revocable_allocated(),
+            ..v1::ResourceReport::default()
+        }
+    }
+
+    fn revocable_allocated(&self) -> u64 {
+        self.grants.values().filter(|g| g.class == Class::Revocable).map(|g| g.cpu_milli).sum()
+    }
+}
+
+/// The ports of an amount that this module made itself, and which are therefore valid.
+fn ports(resources: &Resources) -> PortSet {
+    resources.port_set().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const GIB: u64 = 1 << 30;
+
+fn set(text: &str) -> PortSet {
+    text.parse().unwrap()
+}
+
+fn resources(cpu_milli: u64, mem_bytes: u64, ports: &str) -> Resources {
+    Resources { cpu_milli, mem_bytes, ports: set(ports).to_ranges() }
+}
+
+fn grant(class: Class, cpu_milli: u64, mem_bytes: u64, ports: &str) -> Grant {
+    Grant { cpu_milli, mem_bytes, ports: set(ports), class, cpu_burst: false, pids_max: 10 }
+}
+
+fn key(task: &str) -> TaskKey {
+    ("f".into(), task.into())
+}
+
+fn node() -> Ledger {
+    Ledger::new(resources(4000, 4 * GIB, "31000-31009"), &resources(500, GIB, ""))
+}
+
+#[test]
+fn a_grant_is_free_again_when_the_task_ends() {
+    let mut ledger = node();
+    let before = ledger.report();
+    ledger.admit(key("a"), grant(Class::Guaranteed, 1000, GIB, "31002")).unwrap();
+    let during = ledger.report();
+    assert_eq!(during.free, Some(resources(2500, 2 * GIB, "31000-31001,31003-31009")));
+    assert!(ledger.release(&key("a")).is_some());
+    assert_eq!(ledger.report(), before);
+    assert_eq!(ledger.release(&key("a")), None);
+}
+
+#[test]
+fn the_floor_is_never_granted() {
+    let mut ledger = node();
+    let refusal = ledger.admit(key("a"), grant(Class::Guaranteed, 3501, GIB, "")).unwrap_err();
+    assert_eq!(refusal, Refusal::TooMuch { asked: 3501, left: 3500, unit: "thousandths of a CPU" });
+    ledger.admit(key("a"), grant(Class::Guaranteed, 3500, 3 * GIB, "")).unwrap();
+}
+
+#[test]
+fn a_port_has_one_owner() {
+    let mut ledger = node();
+    ledger.admit(key("a"), grant(Class::Guaranteed, 10, GIB, "31000-31001")).unwrap();
+    let refusal = ledger.admit(key("b"), grant(Class::Guaranteed, 10, GIB, "31001-31002")).unwrap_err();
+    assert_eq!(refusal, Refusal::Ports(set("31001")));
+    let outside = ledger.admit(key("b"), grant(Class::Guaranteed, 10, GIB, "8080")).unwrap_err();
+    assert_eq!(outside, Refusal::Ports(set("8080")));
+}
+
+#[test]
+fn a_task_is_booked_once() {
+    let mut ledger = node();
+    ledger.admit(key("a"), grant(Class::Guaranteed, 10, GIB, "")).unwrap();
+    let again = ledger.admit(key("a"), grant(Class::Guaranteed, 10, GIB, ""));
+    assert_eq!(again, Err(Refusal::Duplicate("f".into(), "a".into())));
+}
+
+#[test]
+fn strangers_shrink_the_offer_and_not_a_promise() {
+    let mut ledger = node();
+    ledger.observe(resources(3900, GIB, "31005"), 0);
+    assert_eq!(ledger.report().free, Some(resources(100, 3 * GIB, "31000-31004,31006-31009")));
+    // Accepted from an offer made before the strangers came.
+    ledger.admit(key("a"), grant(Class::Guaranteed, 3000, GIB, "")).unwrap();
+    let report = ledger.report();
+    assert_eq!(report.free.unwrap().cpu_milli, 0);
+    assert_eq!(report.reserve.unwrap().cpu_milli, 1000);
+}
+
+#[test]
+fn revocable_cpu_is_lent_apart_and_memory_is_not() {
+    let mut ledger = node();
+    ledger.observe(Resources::default(), 2000);
+    ledger.admit(key("r"), grant(Class::Revocable, 2000, GIB, "")).unwrap();
+    let refusal = ledger.admit(key("s"), grant(Class::Revocable, 1, GIB, "")).unwrap_err();
+    assert!(matches!(refusal, Refusal::TooMuch { left: 0, .. }));
+    let report = ledger.report();
+    assert_eq!(report.free, Some(resources(3500, 2 * GIB, "31000-31009")));
+    assert_eq!(report.revocable_allocated_cpu_milli, 2000);
+}
+
+#[derive(Clone, Debug)]
+enum Move {
+    Admit(u8, Grant),
+    Release(u8),
+    Observe(Resources, u64),
+}
+
+fn any_grant() -> impl Strategy<Value = Grant> {
+    let class = prop_oneof![Just(Class::Guaranteed), Just(Class::Revocable)];
+    (class, 0..5000u64, 0..5 * GIB, 30_998..31_012u16, 0..4u16).prop_map(|(class, cpu, mem, first, more)| {
+        grant(class, cpu, mem, &format!("{first}-{}", first + more))
+    })
+}
+
+fn any_move() -> impl Strategy<Value = Move> {
+    prop_oneof![
+        3 => (any::<u8>(), any_grant()).prop_map(|(task, grant)| Move::Admit(task % 8, grant)),
+        2 => any::<u8>().prop_map(|task| Move::Release(task % 8)),
+        1 => (0..6000u64, 0..6 * GIB, 31_000..31_009u16, 0..9000u64)
+            .prop_map(|(cpu, mem, port, lent)| Move::Observe(resources(cpu, mem, &port.to_string()), lent)),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn capacity_is_reserve_and_allocated_and_free(moves in prop::collection::vec(any_move(), 0..60)) {
+        let mut ledger = node();
+        for step in moves {
+            match step {
+                Move::Admit(task, grant) => drop(ledger.admit(key(&task.to_string()), grant)),
+                Move::Release(task) => drop(ledger.release(&key(&task.to_string()))),
+                Move::Observe(strangers, lent) => ledger.observe(strangers, lent),
+            }
+            let report = ledger.report();
+            let (reserve, allocated, free) =
+                (report.reserve.unwrap(), report.allocated.unwrap(), report.free.unwrap());
+            let capacity = report.capacity.unwrap();
+            prop_assert_eq!(reserve.cpu_milli + allocated.cpu_milli + free.cpu_milli, capacity.cpu_milli);
+            prop_assert_eq!(reserve.mem_bytes + allocated.mem_bytes + free.mem_bytes, capacity.mem_bytes);
+            let sets = [&reserve, &allocated, &free].map(|r| r.port_set().unwrap());
+            prop_assert_eq!(sets.iter().map(PortSet::len).sum::<usize>(), capacity.port_set().unwrap().len());
+            prop_assert_eq!(&reserve.plus(&allocated).plus(&free), &capacity);
+            prop_assert!(allocated.cpu_milli <= 3500 && allocated.mem_bytes <= 3 * GIB);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! From how a task's processes ended to the status that says so. Pure.
+
+use std::time::Duration;
+
+use bulkhead_proto::v1::{TaskReason, TaskState, TaskUsage};
+use bytesize::ByteSize;
+
+use crate::{grant::Grant, kernel::pidfd::Exit};
+
+/// Somebody wants the task to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KillRequest {
+    /// Who: repeated in the task's last status.
+    pub reason: TaskReason,
+    /// Between SIGTERM and the end of every process.
+    pub grace: Duration,
+}
+
+/// The end of a task, ready to be told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct End {
+    /// FINISHED, FAILED or KILLED.
+    pub state: TaskState,
+    /// Why.
+    pub reason: TaskReason,
+    /// For people.
+    pub message: String,
+    /// Where the program exited.
+    pub exit_code: Option<i32>,
+    /// Where a signal ended it.
+    pub signal: Option<i32>,
+    /// What the kernel counted.
+    pub usage: TaskUsage,
+}
+
+impl End {
+    /// A task that never ran.
+    pub fn failed(reason: TaskReason, message: String) -> Self {
+        Self {
+            state: TaskState::Failed,
+            reason,
+            message,
+            exit_code: None,
+            signal: None,
+            usage: TaskUsage::default(),
+        }
+    }
+
+    /// A task that ran. A kill that was asked for explains any end but a clean exit; else what the kernel
+    /// did explains a signal; else the exit code speaks.
+    pub fn of(exit: Exit, killed: Option<KillRequest>, usage: TaskUsage, grant: &Grant) -> Self {
+        let (exit_code, signal) = match exit {
+            Exit::Code(code) => (Some(code), None),
+            Exit::Signal(signal) => (None, Some(signal)),
+            Exit::Unknown => (None, None),
+        };
+        let (state, reason, message) = match (killed, exit) {
+            (_, Exit::Code(0)) => (TaskState::Finished, TaskReason::Exited, String::new()),
+            (Some(kill), _) => (TaskState::Killed, kill.reason, kill_message(kill.reason).to_owned()),
+            (None, exit) if usage.oom_kills > 0 && exit != Exit::Unknown => {
+                (TaskState::Failed, TaskReason::OutOfMemory, oom_message(&usage, grant))
+            }
+            (None, Exit::Code(code)) => (TaskState::Failed, TaskReason::Exited, format!("exit code {code}")),
+            (None, Exit::Signal(signal)) => (TaskState::Failed, TaskReason::Signaled, signal_message(signal)),
+            (None, Exit::Unknown) => (
+                TaskState::Failed,
+                TaskReason::ExitUnknown,
+                "the task ended while no agent was there to see how".to_owned(),
+            ),
+        };
+        Self { state, reason, message, exit_code, signal, usage }
+    }
+}
+
+fn kill_message(reason: TaskReason) -> &'static str {
+    match reason {
+        TaskReason::KilledByOperator => "killed on an operator's request",
+        TaskReason::FrameworkGone => "killed because its framework is gone",
+        _ => "killed on its framework's request",
+    }
+}
+
+fn oom_message(usage: &TaskUsage, grant: &Grant) -> String {
+    format!(
+        "ended by the kernel at its memory limit of {} ({} killed, peak {}): ask for more memory",
+        ByteSize::b(grant.mem_bytes),
+        if usage.oom_kills == 1 { "1 process".to_owned() } else { format!("{} processes", usage.oom_kills) },
+        ByteSize::b(usage.mem_peak_bytes),
+    )
+}
+
+fn signal_message(signal: i32) -> String {
+    match nix::sys::signal::Signal::try_from(signal) {
+        Ok(known) => format!("ended by {known}"),
+        Err(_) => format!("ended by signal {signal}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grant::Class;
+
+    fn end(exit: Exit, killed: Option<TaskReason>, oom_kills: u64) -> End {
+        let grant = Grant {
+            cpu_milli: 100,
+            mem_bytes: 64 << 20,
+            ports: Default::default(),
+            class: Class::Guaranteed,
+            cpu_burst: false,
+            pids_max: 1,
+        };
+        let kill = killed.map(|reason| KillRequest { reason, grace: Duration::ZERO });
+        End::of(exit, kill, TaskUsage { oom_kills, ..Default::default() }, &grant)
+    }
+
+    fn told(end: &End) -> (TaskState, TaskReason) {
+        (end.state, end.reason)
+    }
+
+    #[test]
+    fn exit_codes_speak_for_themselves() {
+        assert_eq!(told(&end(Exit::Code(0), None, 0)), (TaskState::Finished, TaskReason::Exited));
+        let failed = end(Exit::Code(3), None, 0);
+        assert_eq!(told(&failed), (TaskState::Failed, TaskReason::Exited));
+        assert_eq!(failed.exit_code, Some(3));
+    }
+
+    #[test]
+    fn the_kernel_explains_a_signal_at_the_memory_limit() {
+        let oom = end(Exit::Signal(9), None, 2);
+        assert_eq!(told(&oom), (TaskState::Failed, TaskReason::OutOfMemory));
+        assert!(oom.message.contains("64.0 MiB") && oom.message.contains("2 processes"), "{}", oom.message);
+        assert_eq!(told(&end(Exit::Signal(9), None, 0)), (TaskState::Failed, TaskReason::Signaled));
+    }
+
+    #[test]
+    fn a_kill_that_was_asked_for_explains_the_end() {
+        let by = Some(TaskReason::KilledByOperator);
+        assert_eq!(told(&end(Exit::Signal(15), by, 0)), (TaskState::Killed, TaskReason::KilledByOperator));
+        assert_eq!(told(&end(Exit::Code(143), by, 0)), (TaskState::Killed, TaskReason::KilledByOperator));
+        assert_eq!(told(&end(Exit::Code(0), by, 0)), (TaskState::Finished, TaskReason::Exited));
+    }
+
+    #[test]
+    fn an_end_that_nobody_saw_is_not_called_a_success() {
+        assert_eq!(told(&end(Exit::Unknown, None, 0)), (TaskState::Failed, TaskReason::ExitUnknown));
+    }
+}

@@ -1,0 +1,117 @@
+//! Waits for one task's end, asks it to end when somebody wants that, and leaves no process behind.
+
+use std::{io, sync::Arc, time::Instant};
+
+use nix::{sys::signal::Signal, unistd::Pid};
+use tokio::{sync::mpsc, time::sleep_until};
+
+use super::outcome::{End, KillRequest};
+use crate::{
+    grant::Grant,
+    isolate::{Isolators, TaskCgroup, cpu},
+    kernel::{
+        bpf::ExitRecords,
+        cgroupfs::Cgroup,
+        pidfd::{self, Exit, Watched},
+    },
+};
+
+/// A task whose program runs.
+pub struct Supervised {
+    /// Its main process; `None` where a restarted agent found it ended.
+    pub process: Option<Watched>,
+    /// Its cgroup.
+    pub cgroup: TaskCgroup,
+    /// What it was granted.
+    pub grant: Grant,
+    /// When its program was executed, as far as this agent knows.
+    pub since: Instant,
+    /// What to measure at its end.
+    pub isolators: Arc<Isolators>,
+    /// Where the kernel notes ends that nobody waits for; `None` where it cannot.
+    pub exits: Option<Arc<ExitRecords>>,
+}
+
+/// Runs until the task's last process has ended.
+///
+/// The task is over when its main process is; what it leaves behind is killed. After a kill request every
+/// process of the task gets SIGTERM, and what still runs when the grace is over is killed.
+pub async fn supervise(task: Supervised, mut kills: mpsc::Receiver<KillRequest>) -> End {
+    let mut killed = None;
+    let exit = match &task.process {
+        None => Exit::Unknown,
+        Some(process) => loop {
+            tokio::select! {
+                exit = process.ended() => break exit.unwrap_or(Exit::Unknown),
+                Some(request) = kills.recv() => {
+                    killed = Some(terminate(&task.cgroup.cgroup, killed.unwrap_or(request), &mut kills).await);
+                }
+            }
+        },
+    };
+    let exit = if exit == Exit::Unknown { recorded_exit(&task) } else { exit };
+    sweep(&task.cgroup.cgroup).await;
+    let mut usage = task.isolators.measure(&task.cgroup);
+    usage.cpu_usec = cpu::used_usec(&task.cgroup).unwrap_or(0);
+    usage.wall_usec = u64::try_from(task.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+    End::of(exit, killed, usage, &task.grant)
+}
+
+/// SIGTERM to all, then the grace, then the end. Ends early when no process is left: whoever handles
+/// SIGTERM by ending its children first is given the time to do so, and nobody else keeps the task waiting.
+/// A further request can only shorten the grace. Returns the request that counts: the first.
+async fn terminate(cgroup: &Cgroup, first: KillRequest, kills: &mut mpsc::Receiver<KillRequest>) -> KillRequest {
+    if let Err(error) = signal_all(cgroup, Signal::SIGTERM) {
+        tracing::warn!(error = crate::error_chain(&error), "ask a task to end");
+    }
+    let mut deadline = Instant::now() + first.grace;
+    loop {
+        tokio::select! {
+            Ok(()) = cgroup.wait_empty() => return first,
+            () = sleep_until(deadline.into()) => break,
+            Some(next) = kills.recv() => deadline = deadline.min(Instant::now() + next.grace),
+        }
+    }
+    if let Err(error) = cgroup.kill() {
+        tracing::warn!(error = crate::error_chain(&error), "kill a task");
+    }
+    first
+}
+
+/// Kills what is left and waits until nothing is.
+async fn sweep(cgroup: &Cgroup) {
+    let result = match cgroup.populated() {
+        Ok(true) => cgroup.kill(),
+        other => other.map(|_| ()),
+    };
+    if let Err(error) = result {
+        tracing::warn!(error = crate::error_chain(&error), "kill what a task left behind");
+    }
+    if let Err(error) = cgroup.wait_empty().await {
+        tracing::warn!(error = crate::error_chain(&error), "wait for the end of a task's processes");
+    }
+}
+
+fn recorded_exit(task: &Supervised) -> Exit {
+    let Some(exits) = &task.exits else { return Exit::Unknown };
+    exits.take(task.cgroup.id).unwrap_or_else(|error| {
+        tracing::warn!(error = crate::error_chain(&error), "read how a task ended");
+        None
+    }).unwrap_or(Exit::Unknown)
+}
+
+/// Sends a signal to every process in the cgroup and below it.
+fn signal_all(cgroup: &Cgroup, signal: Signal) -> io::Result<()> {
+    for child in cgroup.children().map_err(io::Error::other)? {
+        signal_all(&child, signal)?;
+    }
+    let listed = |c: &Cgroup| c.read("cgroup.procs").map_err(io::Error::other);
+    for pid in listed(cgroup)?.lines().filter_map(|l| l.parse().ok()) {
+        let Ok(pidfd) = pidfd::open(Pid::from_raw(pid)) else { continue };
+        // The id may have gone to a stranger since it was read; while we hold the descriptor it cannot.
+        if listed(cgroup)?.lines().any(|l| l.parse() == Ok(pid)) {
+            pidfd::signal(&pidfd, signal)?;
+        }
+    }
+    Ok(())
+}
