@@ -92,8 +92,8 @@ pub async fn serve(api: AgentApi, tcp: TcpListener, socket: PathBuf) -> Result<(
         }),
     );
     let served = tokio::try_join!(
-        std::future::IntoFuture::into_future(axum::serve(tcp, grpc.clone().merge(http))),
-        std::future::IntoFuture::into_future(axum::serve(unix, grpc)),
+        IntoFuture::into_future(axum::serve(tcp, grpc.clone().merge(http))),
+        IntoFuture::into_future(axum::serve(unix, grpc)),
     );
     served.map(|_| ()).map_err(ApiError::Serve)
 }

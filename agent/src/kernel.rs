@@ -6,5 +6,6 @@ pub mod bpf;
 pub mod cgroupfs;
 pub mod pidfd;
 pub mod probe;
+pub mod ready;
 pub mod spawn;
 mod stack;

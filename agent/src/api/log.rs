@@ -3,20 +3,20 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{FileExt as _, OpenOptionsExt as _},
+    },
     path::Path,
 };
 
 use bulkhead_proto::v1::{LogChunk, LogStream, ReadLogRequest};
 use futures::{Stream, stream};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    sync::watch,
-};
+use tokio::{io::Interest, sync::watch};
 use tonic::Status;
 
-use crate::{keeper::Located, launch::Sandbox};
+use crate::{keeper::Located, kernel::ready::Ready, launch::Sandbox};
 
 /// Bytes in one message: large enough to be cheap, small enough that a reader sees progress.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -38,7 +38,8 @@ struct Reader {
 
 /// Wakes when a file grows or the task ends.
 struct Follow {
-    changes: AsyncFd<Inotify>,
+    changes: Ready,
+    inotify: Inotify,
     ended: watch::Receiver<bool>,
 }
 
@@ -72,9 +73,7 @@ pub(super) fn read(
         };
         outputs.push(Output { stream, file, offset });
     }
-    let changes = AsyncFd::with_interest(inotify, Interest::READABLE)
-        .map_err(|e| Status::internal(format!("watch the task's output: {e}")))?;
-    let follow = request.follow.then_some(Follow { changes, ended: located.ended });
+    let follow = if request.follow { Some(Follow::new(inotify, located.ended)?) } else { None };
     Ok(stream::try_unfold(Reader { outputs, follow, complete: false }, next))
 }
 
@@ -115,16 +114,23 @@ impl Output {
 }
 
 impl Follow {
+    fn new(inotify: Inotify, ended: watch::Receiver<bool>) -> Result<Self, Status> {
+        let copy = inotify.as_fd().try_clone_to_owned();
+        let changes = copy
+            .and_then(|fd| Ready::watch(fd, Interest::READABLE))
+            .map_err(|e| Status::internal(format!("watch the task's output: {e}")))?;
+        Ok(Self { changes, inotify, ended })
+    }
+
     /// True when the task has ended, false when a file may have grown.
     async fn wait(&mut self) -> Result<bool, Status> {
         tokio::select! {
             // The keeper going away ends the following too.
             result = self.ended.wait_for(|ended| *ended) => { drop(result); Ok(true) }
-            ready = self.changes.readable() => {
-                let mut ready = ready.map_err(|e| Status::internal(format!("wait for output: {e}")))?;
+            ready = self.changes.wait() => {
+                ready.map_err(|e| Status::internal(format!("wait for output: {e}")))?;
                 // Which file changed does not matter: both are read.
-                while ready.get_inner().read_events().is_ok_and(|events| !events.is_empty()) {}
-                ready.clear_ready();
+                while self.inotify.read_events().is_ok_and(|events| !events.is_empty()) {}
                 Ok(false)
             }
         }

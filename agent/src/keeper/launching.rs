@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::{KILLS, Keeper, Live, Message, Sender};
 use crate::{
     event::{EventKey, EventLog},
-    journal::{Accepted, Fact, Journal, Started},
+    journal::{Accepted, Fact, Journal},
     kernel::bpf::ExitRecords,
     launch::{LaunchError, Launcher, Plan, PlanError, Running},
     offer::ledger::TaskKey,
@@ -69,44 +69,6 @@ impl Keeper {
             .ledger
             .admit(key.clone(), plan.grant.clone())
             .map_err(|refusal| refuse(TaskReason::InvalidGrant, format!("the grant does not fit this node: {refusal}")))?;
-        Ok(plan) => {
-                let work = launch_task(self.parts.launcher.clone(), self.parts.journal.clone(), key.clone(), plan, accepted);
-                let (myself, exits) = (self.myself.clone(), self.parts.exits.clone());
-                tokio::spawn(async move {
-                    let result = work.await;
-                    watch_exit(exits.as_deref(), &result);
-                    drop(myself.send(Message::Launched(key, result)).await);
-                });
-            }
-            Err(end) => {
-                let (journal, myself) = (self.parts.journal.clone(), self.myself.clone());
-                tokio::spawn(async move {
-                    if let Err(error) = journal.record(&key.0, &key.1, Fact::Accepted(accepted)).await {
-                        tracing::error!(error = crate::error_chain(&error), "journal a refused task");
-                    }
-                    drop(myself.send(Message::Ended(key, *end)).await);
-                });
-            }
-        }
-    }
-
-    /// Checks a task and books its grant.
-    fn admit(&mut self, key: &TaskKey, spec: &v1::TaskSpec) -> Result<Plan, Box<End>> {
-        let refuse = |reason, message| Box::new(End::failed(reason, message));
-        let plan = Plan::make(&key.0, spec, &self.parts.defaults).map_err(|error| {
-            let reason = match error {
-                PlanError::Grant(_) => TaskReason::InvalidGrant,
-                _ => TaskReason::InvalidTask,
-            };
-            refuse(reason, error.to_string())
-        })?;
-        self.parts
-            .ledger
-            .admit(key.clone(), plan.grant.clone())
-            .map_err(|refusal| refuse(TaskReason::InvalidGrant, format!("the grant does not fit this node: {refusal}")))?;
-        if let Some(live) = self.live.get_mut(key) {
-            live.class = plan.grant.class;
-        }
         Ok(plan)
     }
 
@@ -130,7 +92,8 @@ impl Keeper {
         };
         let (supervisor, kills) = mpsc::channel::<KillRequest>(KILLS);
         if let Some(request) = live.kill_early {
-            drop(supervisor.try_send(request));
+            // A new channel has room.
+            let _sent = supervisor.try_send(request);
         }
         live.supervisor = Some(supervisor);
         live.cgroup = Some(cgroup.clone());
@@ -184,7 +147,7 @@ impl Watch {
 /// Limits that the task ran into become events; refused ports came through the ring buffer already.
 fn record_limits(events: &EventLog, key: &TaskKey, end: &End) {
     use bulkhead_proto::v1::{EventKind, Protocol};
-    let mut record = |kind, count, message: &str| {
+    let record = |kind, count, message: &str| {
         let key =
             EventKey { task: key.clone(), kind, protocol: Protocol::Unspecified, ip_version: 0, port: 0 };
         events.record(key, count, message.to_owned(), unix_time_ms());

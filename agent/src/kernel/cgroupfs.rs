@@ -12,7 +12,9 @@ use std::{
 };
 
 use nix::unistd::Pid;
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::Interest;
+
+use super::ready::Ready;
 
 /// A file or directory of a cgroup could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -228,11 +230,10 @@ impl Cgroup {
             Err(e) => return Err(self.failed("open", Some("cgroup.events"), e)),
         };
         let failed = |e| self.failed("wait on", Some("cgroup.events"), e);
-        let events = AsyncFd::with_interest(file, Interest::PRIORITY).map_err(failed)?;
+        let events = Ready::watch(file.into(), Interest::PRIORITY).map_err(failed)?;
         // The kernel signals a change since the last read, so reading comes first.
         while self.populated()? {
-            let mut ready = events.ready(Interest::PRIORITY).await.map_err(failed)?;
-            ready.clear_ready();
+            events.wait().await.map_err(failed)?;
         }
         Ok(())
     }

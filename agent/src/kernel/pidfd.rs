@@ -7,13 +7,16 @@ use std::{
 
 use nix::{
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         signal::Signal,
         wait::{Id, WaitPidFlag, WaitStatus, waitid},
     },
     unistd::Pid,
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::Interest;
+
+use super::ready::Ready;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +66,7 @@ pub fn signal(pidfd: impl AsFd, signal: Signal) -> io::Result<()> {
 /// A process whose end can be awaited.
 #[derive(Debug)]
 pub struct Watched {
-    fd: AsyncFd<OwnedFd>,
+    fd: Ready,
 }
 
 impl Watched {
@@ -72,7 +75,7 @@ impl Watched {
     /// # Errors
     /// When the runtime cannot watch it.
     pub fn new(pidfd: OwnedFd) -> io::Result<Self> {
-        Ok(Self { fd: AsyncFd::with_interest(pidfd, Interest::READABLE)? })
+        Ok(Self { fd: Ready::watch(pidfd, Interest::READABLE)? })
     }
 
     /// Waits for the end of the process and, where it is our child, collects it.
@@ -85,14 +88,26 @@ impl Watched {
     /// # Cancel safety
     /// Dropping the future loses nothing; the child stays to be collected.
     pub async fn ended(&self) -> io::Result<Exit> {
-        drop(self.fd.readable().await?);
         loop {
-            match waitid(Id::PIDFd(self.fd.as_fd()), WaitPidFlag::WEXITED) {
+            match waitid(Id::PIDFd(self.fd.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
                 Ok(WaitStatus::Exited(_, code)) => return Ok(Exit::Code(code)),
                 Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(Exit::Signal(signal as i32)),
-                Err(Errno::EINTR) => {}
-                Ok(_) | Err(_) => return Ok(Exit::Unknown),
+                // Its first thread may be gone while others run on.
+                Ok(_) | Err(Errno::EINTR) => self.fd.wait().await?,
+                Err(_) => {
+                    // Not our child: its end can be seen, its status cannot.
+                    while !self.readable()? {
+                        self.fd.wait().await?;
+                    }
+                    return Ok(Exit::Unknown);
+                }
             }
         }
+    }
+
+    /// Has the process ended?
+    fn readable(&self) -> io::Result<bool> {
+        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+        Ok(poll(&mut fds, PollTimeout::ZERO)? > 0)
     }
 }
