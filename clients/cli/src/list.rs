@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How long an answer that only makes a message better is waited for.
-const BY_THE_WAY: Duration = Duration::from_secs(1);
+const BY_THE_WAY: Duration = Duration::from_secs(3);
 
 /// `bulkhead ps`.
 pub(crate) async fn ps(address: &Address, screen: Screen, args: &PsArgs) -> Result<(), CliError> {

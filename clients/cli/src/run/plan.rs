@@ -184,13 +184,16 @@ impl Plan {
 
     fn on_status(&mut self, status: TaskStatus) -> Vec<Effect> {
         let ours = status.task_id == self.need.task_id();
-        let Stage::Launched(launched) = &mut self.stage else {
-            // A repetition. The last status is acknowledged when the output is written.
-            return if matches!(self.stage, Stage::Draining(..)) && ours { Vec::new() } else { ack(&status) };
+        let launched = match &mut self.stage {
+            Stage::Launched(launched) if ours => launched,
+            // Acknowledged when the output is written, by the number that only the status itself has:
+            // the answer to a reconciliation is a copy without one.
+            Stage::Draining(last) if ours => {
+                last.sequence = last.sequence.max(status.sequence);
+                return Vec::new();
+            }
+            _ => return ack(&status),
         };
-        if !ours {
-            return ack(&status);
-        }
         if status.state() == TaskState::Lost
             && status.reason() == TaskReason::UnknownTask
             && launched.doubts < DOUBTS
