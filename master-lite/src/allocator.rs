@@ -46,6 +46,9 @@ pub struct Supply {
     pub revocable_cpu_milli: u64,
 }
 
+/// Answers whether a framework may be offered this much of an agent.
+pub type Takes<'a> = Box<dyn Fn(&AgentId, ResourceClass, &Resources) -> bool + 'a>;
+
 /// One framework that waits for offers.
 pub struct Demand<'a> {
     /// Who.
@@ -56,7 +59,7 @@ pub struct Demand<'a> {
     pub last_offered: u64,
     /// May this be offered to it: the class is wanted, the amount is worth a message, reaches the framework's
     /// minimum, and is not refused?
-    pub takes: Box<dyn Fn(&AgentId, ResourceClass, &Resources) -> bool + 'a>,
+    pub takes: Takes<'a>,
 }
 
 /// One offer to be made.

@@ -86,7 +86,8 @@ impl Core {
     pub fn new(settings: Settings, run_id: &str, allocator: Box<dyn Allocator>) -> Self {
         Self {
             tasks: Tasks::new(settings.history),
-            settings,
+            // Without an interval, time would stand still at the first heartbeat.
+            settings: Settings { heartbeat_interval_ms: settings.heartbeat_interval_ms.max(1), ..settings },
             run_id: run_id.to_owned(),
             now: UnixMs::default(),
             inventory: Inventory::default(),
@@ -116,7 +117,7 @@ impl Core {
             Event::StopTask { request, stop } => self.stop_task(request, &stop),
             Event::Tick => {}
         }
-        while let Some(timer) = self.timers.pop(self.now) {
+        for timer in self.timers.take_due(self.now) {
             self.fire(timer);
         }
         self.make_offers();
@@ -151,13 +152,12 @@ impl Core {
         }
     }
 
-    fn to_agent(&mut self, agent: &AgentId, message: master_message::Message) -> bool {
+    fn tell_agent(&mut self, agent: &AgentId, message: master_message::Message) {
         let session = self.inventory.session_of(agent);
         self.effects.extend(session.map(|session| Effect::ToAgent { session, message }));
-        session.is_some()
     }
 
-    fn to_framework(&mut self, framework: &FrameworkId, event: scheduler_event::Event) {
+    fn tell_framework(&mut self, framework: &FrameworkId, event: scheduler_event::Event) {
         let session = self.frameworks.get(framework).and_then(|f| f.session());
         self.effects.extend(session.map(|session| Effect::ToScheduler { session, event }));
     }
@@ -176,7 +176,7 @@ impl Core {
             let Some(offer) = self.release_offer(&id) else { continue };
             self.counters.offers_rescinded += 1;
             let rescind = Rescind { offer_ids: vec![(&id).into()], why: why.to_owned() };
-            self.to_framework(&offer.framework, scheduler_event::Event::Rescind(rescind));
+            self.tell_framework(&offer.framework, scheduler_event::Event::Rescind(rescind));
         }
     }
 

@@ -209,14 +209,20 @@ impl Ledger {
         self.capacity
     }
 
-    /// Takes over what the agent measured. Offers may be overdrawn afterwards.
-    pub fn report(&mut self, agent: &AgentId, report: &ResourceReport) {
+    /// Takes over what the agent measured; false where nothing is different. Offers may be overdrawn afterwards.
+    pub fn report(&mut self, agent: &AgentId, report: &ResourceReport) -> bool {
         let book = self.books.entry(agent.clone()).or_default();
+        let capacity = report.capacity.clone().unwrap_or_default();
+        let reserve = report.reserve.clone().unwrap_or_default();
+        let same = book.capacity == capacity
+            && book.reserve == reserve
+            && book.revocable_cpu_milli == report.revocable_cpu_milli;
         self.capacity.remove(&book.capacity);
-        book.capacity = report.capacity.clone().unwrap_or_default();
-        book.reserve = report.reserve.clone().unwrap_or_default();
+        self.capacity.add(&capacity);
+        book.capacity = capacity;
+        book.reserve = reserve;
         book.revocable_cpu_milli = report.revocable_cpu_milli;
-        self.capacity.add(&book.capacity);
+        !same
     }
 
     /// Writes down a task's grant. A port that the agent's book already has with somebody stays with that holder:

@@ -39,11 +39,12 @@ impl Timers {
         self.due.first().map(|(at, _)| *at)
     }
 
-    /// Takes one that is due at `now`.
-    pub fn pop(&mut self, now: UnixMs) -> Option<Timer> {
-        if self.next()? > now {
-            return None;
+    /// Takes out all that are due at `now`.
+    pub fn take_due(&mut self, now: UnixMs) -> Vec<Timer> {
+        let mut due = Vec::new();
+        while self.next().is_some_and(|at| at <= now) {
+            due.extend(self.due.pop_first().map(|(_, timer)| timer));
         }
-        self.due.pop_first().map(|(_, timer)| timer)
+        due
     }
 }

@@ -116,7 +116,7 @@ impl Core {
         self.ledger.grant(agent, key.clone(), held);
         self.counters.tasks_launched += 1;
         let launch = Launch { framework_id: (&key.framework).into(), task: Some(spec.clone()) };
-        self.to_agent(agent, master_message::Message::Launch(launch));
+        self.tell_agent(agent, master_message::Message::Launch(launch));
         let earlier = self.tasks.ended(&key).filter(|t| t.agent_id == agent.as_str());
         let record = Record {
             spec,

@@ -29,7 +29,7 @@ impl Core {
         self.replace_session(&agent);
         self.inventory.connect(&agent, session, &register, self.now);
         let registered = Registered { heartbeat_interval_ms: self.settings.heartbeat_interval_ms };
-        self.to_agent(&agent, master_message::Message::Registered(registered));
+        self.tell_agent(&agent, master_message::Message::Registered(registered));
         self.rebuild(&agent, &register);
         self.watch_for_silence(&agent, session, self.now);
         self.to_offer.insert(agent.clone());
@@ -55,7 +55,9 @@ impl Core {
         let before: Vec<_> = self.tasks_on(agent);
         self.ledger.remove(agent);
         self.tasks.forget_all_disowned(agent);
-        self.ledger.report(agent, register.report.as_ref().unwrap_or(&ResourceReport::default()));
+        if let Some(report) = &register.report {
+            self.ledger.report(agent, report);
+        }
         for task in &register.tasks {
             self.take_over(agent, task);
         }
@@ -187,7 +189,12 @@ impl Core {
             return self.log(Severity::Warn, format!("agent {agent}: a report was ignored: {problem}"));
         }
         if self.inventory.report(agent, report) {
-            self.ledger.report(agent, report);
+            self.take_in(agent, report);
+        }
+    }
+
+    fn take_in(&mut self, agent: &AgentId, report: &ResourceReport) {
+        if self.ledger.report(agent, report) {
             self.fit_offers(agent);
             self.to_offer.insert(agent.clone());
         }
@@ -261,7 +268,7 @@ impl Core {
             reason: order.reason.into(),
             grace_ms: order.grace_ms,
         };
-        self.to_agent(agent, master_message::Message::Kill(kill));
+        self.tell_agent(agent, master_message::Message::Kill(kill));
     }
 
     pub(super) fn acknowledge_to(&mut self, agent: &AgentId, key: &TaskKey, sequence: u64) {
@@ -273,6 +280,6 @@ impl Core {
             task_id: key.task.as_str().to_owned(),
             sequence,
         };
-        self.to_agent(agent, master_message::Message::Acknowledge(ack));
+        self.tell_agent(agent, master_message::Message::Acknowledge(ack));
     }
 }

@@ -51,7 +51,7 @@ impl Core {
         }
         let heartbeat_interval_ms = self.settings.heartbeat_interval_ms;
         let subscribed = Subscribed { framework_id: (&id).into(), heartbeat_interval_ms };
-        self.to_framework(&id, scheduler_event::Event::Subscribed(subscribed));
+        self.tell_framework(&id, scheduler_event::Event::Subscribed(subscribed));
         self.repeat_unacknowledged(&id);
         self.plan_heartbeat();
         self.offer_everything();
@@ -77,7 +77,7 @@ impl Core {
             .map(|(_, r)| r.status.clone())
             .collect();
         for status in missed {
-            self.to_framework(framework, scheduler_event::Event::Update(status));
+            self.tell_framework(framework, scheduler_event::Event::Update(status));
         }
     }
 
@@ -103,7 +103,7 @@ impl Core {
         match call {
             Call::Subscribe(_) => {
                 let message = "this stream is subscribed already; open another to subscribe again".to_owned();
-                self.to_framework(&id, scheduler_event::Event::Error(CallError { message }));
+                self.tell_framework(&id, scheduler_event::Event::Error(CallError { message }));
             }
             Call::Accept(accept) => self.accept(&id, accept),
             Call::Decline(decline) => self.decline(&id, &decline),
@@ -225,7 +225,7 @@ impl Core {
         let listening: Vec<_> =
             self.frameworks.iter().filter(|(_, f)| f.session().is_some()).map(|(id, _)| id.clone()).collect();
         for id in &listening {
-            self.to_framework(id, scheduler_event::Event::Heartbeat(SchedulerHeartbeat {}));
+            self.tell_framework(id, scheduler_event::Event::Heartbeat(SchedulerHeartbeat {}));
         }
         if !listening.is_empty() {
             self.plan_heartbeat();

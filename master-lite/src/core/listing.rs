@@ -8,7 +8,8 @@ use super::{Core, offering::offer_message};
 use crate::{
     framework::Phase,
     ids::AgentId,
-    ledger::{Parts, Slice},
+    inventory::Agent,
+    ledger::{Book, Parts, Slice},
 };
 
 /// What happened since the master started.
@@ -117,12 +118,12 @@ impl Core {
 
     /// The parts of an agent, as the ledger has them.
     pub fn parts(&self, agent: &AgentId) -> Option<Parts> {
-        self.ledger.book(agent).map(|b| b.parts())
+        self.ledger.book(agent).map(Book::parts)
     }
 
     /// Agents, by id.
     pub fn list_agents(&self) -> Vec<AgentEntry> {
-        let entry = |(id, agent): (&AgentId, &crate::inventory::Agent)| {
+        let entry = |(id, agent): (&AgentId, &Agent)| {
             let book = self.ledger.book(id);
             AgentEntry {
                 agent: Some(agent.info.clone()),
@@ -130,7 +131,7 @@ impl Core {
                 connected: agent.session.is_some(),
                 registered_unix_ms: agent.registered.0,
                 task_count: book.map_or(0, |b| b.tasks().count() as u64),
-                offered: book.map(|b| b.offered_total()),
+                offered: book.map(Book::offered_total),
             }
         };
         self.inventory.iter().map(entry).collect()

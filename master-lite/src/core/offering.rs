@@ -31,7 +31,7 @@ impl Core {
             }
         }
         for (framework, offers) in sent {
-            self.to_framework(&framework, scheduler_event::Event::Offers(Offers { offers }));
+            self.tell_framework(&framework, scheduler_event::Event::Offers(Offers { offers }));
         }
     }
 

@@ -48,7 +48,10 @@ impl Core {
     fn record_status(&mut self, agent: &AgentId, key: &TaskKey, status: TaskStatus) {
         let Some(record) = self.tasks.get_mut(key) else { return };
         let is_new = status.sequence > record.status.sequence;
-        if is_new && (record.ended() || record.previous.as_ref() == Some(&status)) {
+        let is_second_end = is_terminal(status.state())
+            && (status.sequence, status.state()) != (record.status.sequence, record.status.state());
+        let is_of_an_older_task = is_new && record.previous.as_ref() == Some(&status);
+        if record.ended() && (is_new || is_second_end) || is_of_an_older_task {
             return self.acknowledge_to(agent, key, status.sequence);
         }
         if is_new {
@@ -61,7 +64,7 @@ impl Core {
         match self.phase(&key.framework) {
             _ if status.sequence <= acked => self.acknowledge_to(agent, key, status.sequence),
             Some(Phase::Connected(_)) => {
-                self.to_framework(&key.framework, scheduler_event::Event::Update(status))
+                self.tell_framework(&key.framework, scheduler_event::Event::Update(status))
             }
             // The agent repeats it, and the framework hears it first thing when it is back.
             Some(Phase::Away { .. }) => {}
@@ -115,7 +118,7 @@ impl Core {
         };
         let (agent, status) = (record.agent.clone(), record.status.clone());
         self.task_ended(&agent, key, TaskState::Lost);
-        self.to_framework(&key.framework, scheduler_event::Event::Update(status));
+        self.tell_framework(&key.framework, scheduler_event::Event::Update(status));
         self.tasks.retire(key);
         self.complete(&key.framework);
     }
@@ -138,7 +141,7 @@ impl Core {
             unix_time_ms: self.now.0,
             ..TaskStatus::default()
         };
-        self.to_framework(framework, scheduler_event::Event::Update(status.clone()));
+        self.tell_framework(framework, scheduler_event::Event::Update(status.clone()));
         status
     }
 
@@ -181,7 +184,7 @@ impl Core {
         match newest {
             Some(status) => {
                 let copy = TaskStatus { sequence: 0, ..status };
-                self.to_framework(&key.framework, scheduler_event::Event::Update(copy));
+                self.tell_framework(&key.framework, scheduler_event::Event::Update(copy));
             }
             None => {
                 let message = format!(
