@@ -6,7 +6,7 @@ use super::*;
 fn a_registered_agent_is_told_how_often_to_speak() {
     let mut world = World::new();
     let agent = world.agent("a", resources(1_000, GB));
-    let intervals = world.to_agent(agent, |m| match m {
+    let intervals = world.told(agent, |m| match m {
         master_message::Message::Registered(r) => Some(r.heartbeat_interval_ms),
         _ => None,
     });

@@ -219,7 +219,7 @@ impl World {
         updates.into_iter().next().unwrap()
     }
 
-    fn to_agent<T>(&mut self, to: SessionId, pick: impl Fn(&master_message::Message) -> Option<T>) -> Vec<T> {
+    fn told<T>(&mut self, to: SessionId, pick: impl Fn(&master_message::Message) -> Option<T>) -> Vec<T> {
         self.take(|effect| match effect {
             Effect::ToAgent { session, message } if *session == to => pick(message),
             _ => None,
@@ -227,7 +227,7 @@ impl World {
     }
 
     fn launches(&mut self, to: SessionId) -> Vec<Launch> {
-        self.to_agent(to, |m| match m {
+        self.told(to, |m| match m {
             master_message::Message::Launch(launch) => Some(launch.clone()),
             _ => None,
         })
@@ -235,7 +235,7 @@ impl World {
 
     /// Task and reason of each kill.
     fn kills(&mut self, to: SessionId) -> Vec<(String, TaskReason)> {
-        self.to_agent(to, |m| match m {
+        self.told(to, |m| match m {
             master_message::Message::Kill(kill) => Some((kill.task_id.clone(), kill.reason())),
             _ => None,
         })
@@ -243,7 +243,7 @@ impl World {
 
     /// Task and sequence of each acknowledgement.
     fn acks(&mut self, to: SessionId) -> Vec<(String, u64)> {
-        self.to_agent(to, |m| match m {
+        self.told(to, |m| match m {
             master_message::Message::Acknowledge(ack) => Some((ack.task_id.clone(), ack.sequence)),
             _ => None,
         })

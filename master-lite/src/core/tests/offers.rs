@@ -42,7 +42,7 @@ fn a_rescinded_offer_cannot_be_accepted() {
     let framework = world.framework("f");
     let offer = world.one_offer(framework);
     world.step(Event::SessionEnded { session: agent });
-    assert_eq!(world.rescinded(framework), [offer.offer_id.clone()]);
+    assert_eq!(world.rescinded(framework), std::slice::from_ref(&offer.offer_id));
     world.accept(framework, &[&offer], vec![task("t", 1_000, GB)]);
     assert_eq!(world.one_update(framework).reason(), TaskReason::OfferGone);
 }

@@ -249,7 +249,7 @@ proptest! {
                 }
                 Act::Calls(session, mut call, picks) => {
                     let known: Vec<_> = core.offers.iter().map(|o| String::from(&o.id)).collect();
-                    let named = picks.into_iter().map(|i| known.get(i).cloned().unwrap_or("never-was".into()));
+                    let named = picks.into_iter().map(|i| known.get(i).cloned().unwrap_or_else(|| "never-was".into()));
                     match &mut call {
                         Call::Accept(Accept { offer_ids, .. }) | Call::Decline(Decline { offer_ids, .. }) => {
                             offer_ids.extend(named);

@@ -90,7 +90,7 @@ fn an_agent_cannot_speak_for_the_tasks_of_another() {
 fn a_kill_goes_to_the_agent() {
     let (mut world, agent, framework) = World::with_a_task(0);
     world.call(framework, Call::Kill(KillTask { task_id: "t".into(), grace_ms: 7 }));
-    let graces = world.to_agent(agent, |m| match m {
+    let graces = world.told(agent, |m| match m {
         master_message::Message::Kill(kill) => Some((kill.reason(), kill.grace_ms)),
         _ => None,
     });
