@@ -54,8 +54,9 @@ Exit status:
 `bulkhead help COMMAND` explains a command, with examples.";
 
 const RUN_EXAMPLES: &str = "\
-The task gets its ports in PORT (the first), PORTS (all, with commas), BULKHEAD_PORTS (the same) and
-PORT0, PORT1, ...; no shell is involved unless you name one.
+The task gets its ports in PORT (the first), PORTS (all, with commas) and PORT0, PORT1, ...; what it was
+granted in all is in BULKHEAD_CPU_MILLI, BULKHEAD_MEM_BYTES, BULKHEAD_PORTS (ranges) and BULKHEAD_CLASS.
+It has no standard input, and no shell is involved unless you name one.
 
 The first Ctrl-C (or SIGTERM, SIGHUP) stops the task and waits for its end; the second leaves at once.
 

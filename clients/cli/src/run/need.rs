@@ -133,15 +133,14 @@ impl Need {
     }
 }
 
-/// The variables that tell a task its ports; none where it has none.
+/// The variables that tell a task its ports one by one; none where it has none. The agent adds
+/// BULKHEAD_PORTS, the same as ranges.
 fn port_env(ports: &PortSet) -> BTreeMap<String, String> {
     let all: Vec<String> = ports.iter().map(|p| p.to_string()).collect();
     let mut env = BTreeMap::new();
     if let Some(first) = all.first() {
         env.insert("PORT".to_owned(), first.clone());
-        for name in ["PORTS", "BULKHEAD_PORTS"] {
-            env.insert(name.to_owned(), all.join(","));
-        }
+        env.insert("PORTS".to_owned(), all.join(","));
     }
     env.extend(all.into_iter().enumerate().map(|(i, port)| (format!("PORT{i}"), port)));
     env
@@ -225,7 +224,6 @@ pub(crate) mod tests {
         let get = |name: &str| spec.env.get(name).map(String::as_str);
         assert_eq!(get("PORT"), Some("7000"));
         assert_eq!(get("PORTS"), Some("7000,7005"));
-        assert_eq!(get("BULKHEAD_PORTS"), Some("7000,7005"));
         assert_eq!((get("PORT0"), get("PORT1"), get("PORT2")), (Some("7000"), Some("mine"), None));
     }
 

@@ -41,7 +41,7 @@ pub(crate) fn timeout_words(
     waited: &str,
 ) -> String {
     format!(
-        "no offer with {} came within {waited}{}; ask for less, wait longer with --timeout, or see `bulkhead agents`",
+        "no offer with {} came within {waited}{}; see `bulkhead agents`, ask for less, or wait longer with --timeout",
         need.words(),
         instead(need, tally, agents)
     )
@@ -155,7 +155,7 @@ mod tests {
     fn a_wait_in_vain_says_what_to_do() {
         let words = timeout_words(&need(&[]), &Tally::default(), None, "60 s");
         assert!(
-            words.starts_with("no offer with 0.5 CPU, 128 MiB came within 60 s; ask for less"),
+            words.starts_with("no offer with 0.5 CPU, 128 MiB came within 60 s; see `bulkhead agents`"),
             "{words}"
         );
     }
