@@ -1,1 +1,28 @@
-//! placeholder
+//! Real masters and agents for tests, the benchmarks and the demo.
+//!
+//! ```text
+//! binaries -> process -> cluster   a master and an agent of their own, and everything of them gone in the end
+//!                           |
+//!             framework, task      a scheduler that a test drives step by step
+//!             host, harness        what this machine can do, and tests that are skipped with a reason
+//! ```
+//!
+//! Needs root, like the agent. Clusters of several processes can run side by side: each has its own work
+//! directory, cgroup, pins and ports.
+
+pub mod binaries;
+pub mod cluster;
+pub mod framework;
+pub mod harness;
+pub mod host;
+pub mod process;
+pub mod task;
+
+pub use cluster::{Cluster, Options};
+pub use framework::Framework;
+pub use task::Task;
+
+use std::time::Duration;
+
+/// Only a hang takes this long, also on an emulated processor.
+pub const HANG: Duration = Duration::from_secs(90);

@@ -1,0 +1,31 @@
+//! What this machine can do for tests.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context as _, Result};
+
+/// Controllers that the agent enforces CPU, memory and process limits with.
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+
+/// Where cgroup v2 is mounted.
+///
+/// # Errors
+/// Where it is not.
+pub fn cgroup2_mount() -> Result<PathBuf> {
+    let mounts = procfs::process::Process::myself().and_then(|me| me.mountinfo());
+    let mounts = mounts.context("read /proc/self/mountinfo")?;
+    let found = mounts.into_iter().find(|m| m.fs_type == "cgroup2").map(|m| m.mount_point);
+    found.context("no cgroup2 is mounted")
+}
+
+/// Does cgroup v2 have the controllers that enforcement of CPU, memory and processes needs?
+pub fn has_controllers() -> bool {
+    let listed = cgroup2_mount().and_then(|m| Ok(fs::read_to_string(m.join("cgroup.controllers"))?));
+    let listed = listed.unwrap_or_default();
+    CONTROLLERS.iter().all(|wanted| listed.split_whitespace().any(|has| has == *wanted))
+}
+
+/// Does this process run as root?
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
