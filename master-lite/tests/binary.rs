@@ -1,4 +1,5 @@
 //! `bulkhead-master` as operators meet it: bad input, and its end.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
     net::TcpListener,

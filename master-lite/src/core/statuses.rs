@@ -48,10 +48,11 @@ impl Core {
     fn record_status(&mut self, agent: &AgentId, key: &TaskKey, status: TaskStatus) {
         let Some(record) = self.tasks.get_mut(key) else { return };
         let is_new = status.sequence > record.status.sequence;
-        let is_second_end = is_terminal(status.state())
-            && (status.sequence, status.state()) != (record.status.sequence, record.status.state());
-        let is_of_an_older_task = is_new && record.previous.as_ref() == Some(&status);
-        if record.ended() && (is_new || is_second_end) || is_of_an_older_task {
+        let is_newest = (status.sequence, status.state()) == (record.status.sequence, record.status.state());
+        // A task ends once, and the same status always has the same number: anything else is an agent that
+        // contradicts itself, or repeats the end of an older task of this id.
+        let contradicts = if is_new { record.ended() } else { is_terminal(status.state()) && !is_newest };
+        if contradicts || (is_new && record.previous.as_ref() == Some(&status)) {
             return self.acknowledge_to(agent, key, status.sequence);
         }
         if is_new {

@@ -46,6 +46,16 @@ fn nothing_follows_the_last_state() {
 }
 
 #[test]
+fn a_status_with_a_number_that_was_used_before_ends_nothing() {
+    let (mut world, agent, framework) = World::with_a_task(0);
+    world.status(agent, "f", "t", TaskState::Running, 1);
+    world.updates(framework);
+    world.status(agent, "f", "t", TaskState::Finished, 1);
+    assert!(world.updates(framework).is_empty());
+    assert_eq!(world.state_of("f", "t"), Some(TaskState::Running));
+}
+
+#[test]
 fn a_late_repeat_does_not_end_the_next_task_of_the_same_id() {
     let (mut world, agent, framework) = World::with_a_task(0);
     world.status(agent, "f", "t", TaskState::Failed, 2);
