@@ -1,13 +1,13 @@
 //! Is a port granted?
 
-use bulkhead_abi::{PORTS_PER_WORD, PortWordKey, Protocol};
+use bulkhead_abi::{PORTS_PER_WORD, PortWordKey};
 
-use crate::maps::GRANTS;
+use crate::{maps::GRANTS, protocol::Protocol};
 
 /// Names the word of ports that `port` is in.
 #[inline(always)]
 pub fn word_key(cgroup_id: u64, protocol: Protocol, port: u16) -> PortWordKey {
-    PortWordKey { cgroup_id, word: u32::from(port) / PORTS_PER_WORD, protocol: protocol as u32 }
+    PortWordKey { cgroup_id, word: u32::from(port) / PORTS_PER_WORD, protocol: protocol.index() }
 }
 
 /// The bit of `port` within its word.

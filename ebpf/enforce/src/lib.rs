@@ -11,11 +11,13 @@
 //! | sock_release | note that it is free again |
 #![no_std]
 #![feature(asm_experimental_arch)]
+#![expect(missing_docs, reason = "the hooks, named in the table above, have no parameters of their own")]
 
 mod atomic;
 mod denial;
 mod grant;
 mod maps;
+mod protocol;
 mod task;
 mod usage;
 
@@ -25,17 +27,14 @@ use aya_ebpf::{
     macros::{cgroup_sock, cgroup_sock_addr},
     programs::{SockAddrContext, SockContext},
 };
-use bulkhead_abi::Protocol;
 
 use denial::Denied;
+use protocol::Protocol;
 
 /// What a hook answers: the call goes on.
 const ALLOW: i32 = 1;
 /// What a hook answers: the call fails with EPERM.
 const DENY: i32 = 0;
-
-const SOCK_STREAM: u32 = 1;
-const SOCK_DGRAM: u32 = 2;
 
 #[cgroup_sock_addr(bind4)]
 pub fn bind4(ctx: SockAddrContext) -> i32 {
@@ -78,7 +77,7 @@ fn bind(addr: *mut bpf_sock_addr, ip_version: u16) -> i32 {
     // The context keeps the port as the address does: in network byte order, in the low half.
     let asked = u16::from_be((user_port & 0xffff) as u16);
     let denied = Denied { cgroup_id, ip_version, protocol: number as u16, port: asked };
-    let Some(protocol) = protocol_of(kind) else { return denied.answer() };
+    let Some(protocol) = Protocol::of_socket(kind) else { return denied.answer() };
 
     if asked != 0 {
         return if grant::contains(cgroup_id, protocol, asked) { ALLOW } else { denied.answer() };
@@ -106,23 +105,13 @@ fn post_bind(sock: *mut bpf_sock, ip_version: u16) -> i32 {
     };
     let port = (src_port & 0xffff) as u16;
     let denied = Denied { cgroup_id, ip_version, protocol: number as u16, port };
-    let Some(protocol) = protocol_of(kind) else { return denied.answer() };
+    let Some(protocol) = Protocol::of_socket(kind) else { return denied.answer() };
     if !grant::contains(cgroup_id, protocol, port) {
         return denied.answer();
     }
     // SAFETY: the helper takes the context of this hook.
     usage::bound(cgroup_id, protocol, port, unsafe { bpf_get_socket_cookie(sock.cast()) });
     ALLOW
-}
-
-/// The ports of no other kind of socket are granted, so what is neither is denied.
-#[inline(always)]
-fn protocol_of(socket_type: u32) -> Option<Protocol> {
-    match socket_type {
-        SOCK_STREAM => Some(Protocol::Tcp),
-        SOCK_DGRAM => Some(Protocol::Udp),
-        _ => None,
-    }
 }
 
 #[cfg(not(test))]

@@ -1,17 +1,20 @@
 //! Denials as they happen.
 
-use std::path::Path;
+use std::{os::fd::AsFd as _, path::Path};
 
 use aya::maps::{MapData, RingBuf};
 use bulkhead_abi::{DenialEvent, names};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::Interest;
 
 use super::{BpfError, table::open_map};
+use crate::kernel::ready::Ready;
 
 /// The ring buffer of denials. One reader at a time; what nobody reads waits, and once the buffer
 /// is full new events are lost, while counts stay exact.
 pub struct DenialStream {
-    ring: AsyncFd<RingBuf<MapData>>,
+    ring: RingBuf<MapData>,
+    /// Of a second descriptor of the same ring.
+    ready: Ready,
 }
 
 impl DenialStream {
@@ -23,8 +26,9 @@ impl DenialStream {
     pub fn open(dir: &Path) -> Result<Self, BpfError> {
         let failed = |source| BpfError::Map { op: "map", name: names::EVENTS, source };
         let ring = RingBuf::try_from(open_map(dir, names::EVENTS)?).map_err(failed)?;
-        let ring = AsyncFd::with_interest(ring, Interest::READABLE).map_err(BpfError::io("poll", dir))?;
-        Ok(Self { ring })
+        let ready = ring.as_fd().try_clone_to_owned().and_then(|fd| Ready::watch(fd, Interest::READABLE));
+        let ready = ready.map_err(BpfError::io("poll", dir.join(names::EVENTS)))?;
+        Ok(Self { ring, ready })
     }
 
     /// The next event: a (task, protocol, IP version, port) was denied for the 1st, 2nd, 4th, 8th ... time.
@@ -39,17 +43,13 @@ impl DenialStream {
             if let Some(event) = self.take() {
                 return Ok(event);
             }
-            let ready = self.ring.readable_mut().await;
-            let mut ready = ready.map_err(BpfError::io("poll", names::EVENTS))?;
-            // Readiness goes first: an event that comes after it makes the ring ready again.
-            ready.clear_ready();
+            self.ready.wait().await.map_err(BpfError::io("poll", names::EVENTS))?;
         }
     }
 
     /// The next event, if there is one now.
     pub fn take(&mut self) -> Option<DenialEvent> {
-        let ring = self.ring.get_mut();
-        while let Some(bytes) = ring.next() {
+        while let Some(bytes) = self.ring.next() {
             // Nothing else writes to this ring, so all entries have this size.
             if bytes.len() == size_of::<DenialEvent>() {
                 // SAFETY: as many bytes as the type has; it is plain integers without padding, for

@@ -87,8 +87,8 @@ fn load_ports(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfE
         load(program).map_err(|source| BpfError::Program { op: "load", name, source })?;
     }
     for from in older {
-        let lasting = names::ENFORCE_MAPS.iter().filter(|&&name| name != names::EVENTS);
-        lasting.map(|name| copy(&from.join(name), &dir.join(name))).collect::<Result<(), _>>()?;
+        let mut lasting = names::ENFORCE_MAPS.iter().filter(|&&name| name != names::EVENTS);
+        lasting.try_for_each(|name| copy(&from.join(name), &dir.join(name)))?;
     }
     for name in names::ENFORCE_PROGRAMS {
         let program = enforce.program_mut(name).ok_or(BpfError::NotInObject(name))?;

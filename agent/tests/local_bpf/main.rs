@@ -1,0 +1,10 @@
+//! The BPF programs on the running kernel, as root: what tasks may bind, and how they ended.
+//!
+//! Each test has a cgroup tree, a pin directory and ports of its own, and removes them. Where they
+//! cannot run they print `SKIP <test>: <reason>`.
+
+mod exits;
+mod fixture;
+mod helper;
+mod pins;
+mod ports;
