@@ -110,6 +110,7 @@ fn any_call() -> impl Strategy<Value = Call> {
 /// One thing to do to the core. Picks are indexes into what there is at that moment, so that most of them meet
 /// something; what they do not meet is named wrongly.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a few dozen live at a time")]
 enum Act {
     Happens(Event),
     /// Accepts or declines offers, as the owner of the first of them.
