@@ -92,7 +92,8 @@ fn load_ports(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfE
     }
     for name in names::ENFORCE_PROGRAMS {
         let program = enforce.program_mut(name).ok_or(BpfError::NotInObject(name))?;
-        let link = attach(program, &cgroup).map_err(|source| BpfError::Program { op: "attach", name, source })?;
+        let link =
+            attach(program, &cgroup).map_err(|source| BpfError::Program { op: "attach", name, source })?;
         let path = dir.join(name);
         link.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
     }
@@ -109,7 +110,8 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
 
 /// Other programs may be attached to the same cgroup, before or after: all of them have to allow.
 fn attach(program: &mut Program, cgroup: &File) -> Result<FdLink, ProgramError> {
-    const MODE: CgroupAttachMode = CgroupAttachMode::AllowMultiple;
+    // The mode is about attachments without a link. Links are shared always, and take no other mode.
+    const MODE: CgroupAttachMode = CgroupAttachMode::Single;
     let link: Result<FdLink, LinkError> = match program {
         Program::CgroupSockAddr(hook) => {
             let id = hook.attach(cgroup, MODE)?;
