@@ -140,7 +140,10 @@ impl agent_server::Agent for AgentApi {
         let request = request.into_inner();
         let key = (request.framework_id.clone(), request.task_id.clone());
         let located = self.ask(|reply| Message::Locate(key, reply)).await?.ok_or_else(|| {
-            Status::not_found(format!("this agent has no task {} of framework {}", request.task_id, request.framework_id))
+            Status::not_found(format!(
+                "this agent has no task {} of framework {}",
+                request.task_id, request.framework_id
+            ))
         })?;
         Ok(Response::new(Box::pin(log::read(located, &request)?)))
     }

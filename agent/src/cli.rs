@@ -130,8 +130,20 @@ impl Settings {
             ($($field:ident),*) => { $(if let Some(value) = self.$field { config.$field = value; })* };
         }
         overlay!(
-            master, listen, advertise, work_dir, cgroup_root, bpf_dir, hostname, ports, cpus, mem,
-            reserve_cpu_milli, reserve_mem, measure_strangers, task_user
+            master,
+            listen,
+            advertise,
+            work_dir,
+            cgroup_root,
+            bpf_dir,
+            hostname,
+            ports,
+            cpus,
+            mem,
+            reserve_cpu_milli,
+            reserve_mem,
+            measure_strangers,
+            task_user
         );
         config.attributes.extend(self.attributes);
         if !self.allow_unenforced.is_empty() {
@@ -147,7 +159,11 @@ impl Cli {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let filter = EnvFilter::try_from_env("BULKHEAD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
         let colours = std::io::stderr().is_terminal();
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_ansi(colours)
+            .init();
         match self.command {
             None => serve(self.settings.resolve()?),
             Some(Command::Probe { json }) => probe(json),
@@ -197,7 +213,12 @@ fn probe(json: bool) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(["FEATURE", "HERE", "DETAIL", "WHAT IT ENFORCES, OR WHAT HAPPENS WITHOUT IT"]);
+    table.load_preset(presets::NOTHING).set_header([
+        "FEATURE",
+        "HERE",
+        "DETAIL",
+        "WHAT IT ENFORCES, OR WHAT HAPPENS WITHOUT IT",
+    ]);
     for f in &features.features {
         let effect = if f.available { f.enforces } else { f.without };
         table.add_row([f.name, if f.available { "yes" } else { "no" }, &f.detail, effect]);

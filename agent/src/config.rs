@@ -135,7 +135,8 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] with the file and, where it is about the text, the line.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+        let text =
+            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
         toml::from_str(&text).map_err(|e| ConfigError::Parse { path: path.into(), source: Box::new(e) })
     }
 
@@ -157,7 +158,9 @@ impl Config {
         if self.sample_every_ms == 0 {
             return bad("sample_every_ms", "0".into(), "give at least 1");
         }
-        if self.cgroup_root.components().any(|c| c.as_os_str() == "..") || self.cgroup_root.as_os_str().is_empty() {
+        if self.cgroup_root.components().any(|c| c.as_os_str() == "..")
+            || self.cgroup_root.as_os_str().is_empty()
+        {
             let value = self.cgroup_root.display().to_string();
             return bad("cgroup_root", value, "name a directory below the cgroup2 mount, such as bulkhead");
         }
@@ -198,7 +201,9 @@ mod tests {
 
     #[test]
     fn a_file_changes_what_it_names() {
-        let config = parse("master = \"10.0.0.1:5050\"\nreserve_mem = \"1GiB\"\n[attributes]\nrack = \"a\"\n").unwrap();
+        let config =
+            parse("master = \"10.0.0.1:5050\"\nreserve_mem = \"1GiB\"\n[attributes]\nrack = \"a\"\n")
+                .unwrap();
         let expected = Config {
             master: "10.0.0.1:5050".into(),
             reserve_mem: ByteSize::gib(1),
@@ -224,7 +229,9 @@ mod tests {
         let refused = |config: Config| config.check().unwrap_err().to_string();
         assert!(refused(Config { ports: "9-3".into(), ..Config::default() }).contains("9-3"));
         assert!(refused(Config { cpus: f64::NAN, ..Config::default() }).contains("cpus"));
-        assert!(refused(Config { allow_unenforced: vec!["gpu".into()], ..Config::default() }).contains("gpu"));
+        assert!(
+            refused(Config { allow_unenforced: vec!["gpu".into()], ..Config::default() }).contains("gpu")
+        );
         assert!(refused(Config { cgroup_root: "../x".into(), ..Config::default() }).contains("cgroup_root"));
         assert!(refused(Config { sample_every_ms: 0, ..Config::default() }).contains("sample_every_ms"));
     }

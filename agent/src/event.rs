@@ -51,7 +51,12 @@ pub struct EventLog {
 impl EventLog {
     /// An empty log of this agent; every occurrence is counted in `metrics` too.
     pub fn new(agent_id: String, metrics: Arc<Metrics>) -> Self {
-        Self { agent_id, metrics, log: Mutex::new(Log::default()), follow: broadcast::channel(FOLLOW_BUFFER).0 }
+        Self {
+            agent_id,
+            metrics,
+            log: Mutex::new(Log::default()),
+            follow: broadcast::channel(FOLLOW_BUFFER).0,
+        }
     }
 
     /// From now on events of this cgroup are this task's.
@@ -143,7 +148,8 @@ mod tests {
         log.record(denied("a", 80), 4, String::new(), 20);
         log.record(denied("a", 80), 4, String::new(), 30);
         let (past, _) = log.watch();
-        let seen: Vec<_> = past.iter().map(|e| (e.task_id.as_str(), e.count, e.first_unix_ms, e.last_unix_ms)).collect();
+        let seen: Vec<_> =
+            past.iter().map(|e| (e.task_id.as_str(), e.count, e.first_unix_ms, e.last_unix_ms)).collect();
         assert_eq!(seen, [("b", 1, 15, 15), ("a", 4, 10, 20)]);
         assert_eq!([1, 1, 4], [(); 3].map(|()| follow.try_recv().unwrap().count));
         assert!(follow.try_recv().is_err());

@@ -95,7 +95,11 @@ mod tests {
 
     fn asked(cpu_milli: u64, mem_bytes: u64) -> v1::Grant {
         let resources = v1::Resources { cpu_milli, mem_bytes, ports: vec![] };
-        v1::Grant { resources: Some(resources), class: v1::ResourceClass::Guaranteed.into(), ..Default::default() }
+        v1::Grant {
+            resources: Some(resources),
+            class: v1::ResourceClass::Guaranteed.into(),
+            ..Default::default()
+        }
     }
 
     #[test]

@@ -97,7 +97,8 @@ pub fn agent_id(work_dir: &Path) -> Result<String, IdentityError> {
         _ => {}
     }
     let id = uuid::Uuid::new_v4().to_string();
-    let written = File::create(&path).and_then(|mut f| f.write_all(id.as_bytes()).and_then(|()| f.sync_all()));
+    let written =
+        File::create(&path).and_then(|mut f| f.write_all(id.as_bytes()).and_then(|()| f.sync_all()));
     written.map_err(|source| IdentityError::Io { op: "write", path, source })?;
     Ok(id)
 }

@@ -92,8 +92,10 @@ impl Isolators {
     ///
     /// # Errors
     /// The first part that failed, by name. The caller cleans up.
-    pub fn prepare(&self, task: &TaskCgroup, grant: &Grant) -> Result<(), (&'static str, IsolateError)> {
-        self.parts.iter().try_for_each(|part| part.prepare(task, grant).map_err(|e| (part.part(), e)))
+    pub fn prepare(&self, task: &TaskCgroup, grant: &Grant) -> Result<(), (&'static str, Box<IsolateError>)> {
+        self.parts
+            .iter()
+            .try_for_each(|part| part.prepare(task, grant).map_err(|e| (part.part(), Box::new(e))))
     }
 
     /// Makes sure of every limit of a task that outlived the agent before this one.
@@ -116,7 +118,7 @@ impl Isolators {
 
     /// Undoes everything, last part first; one failure does not keep the others.
     pub fn cleanup(&self, task: &TaskCgroup) -> Vec<(&'static str, IsolateError)> {
-        let undo = |part: &Box<dyn Isolator>| part.cleanup(task).err().map(|e| (part.part(), e));
-        self.parts.iter().rev().filter_map(undo).collect()
+        let undone = self.parts.iter().rev().map(|part| (part.part(), part.cleanup(task)));
+        undone.filter_map(|(part, result)| Some((part, result.err()?))).collect()
     }
 }

@@ -3,18 +3,21 @@
 //! A launch is in the journal before its program runs, an end before its status is sent; so after a
 //! crash of the agent or of the host nothing that was acknowledged is forgotten, and nothing that may
 //! have run is unknown. A record is `length, CRC-32, protobuf`; a torn tail (the host died while writing)
-//! ends the replay and is cut off. Opening compacts: tasks that are over and acknowledged are dropped.
+//! ends the replay and is cut off. Tasks that are over and acknowledged are dropped when the journal is opened,
+//! and whenever it has grown by [`COMPACT_BYTES`].
 
 use std::{
     fs::{self, File},
-    io::{self, Write as _},
+    io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use bulkhead_proto::v1;
 use prost::Message as _;
+use tokio::sync::Mutex;
 
-use crate::kernel::appender::{AppendError, Appender};
+use crate::kernel::appender::{AppendError, Appender, replace_file};
 
 pub mod replay;
 pub use replay::{Replayed, replay};
@@ -109,10 +112,23 @@ const FILE: &str = "journal";
 /// Refuses absurd lengths when reading; a task specification is far smaller.
 const MAX_RECORD_BYTES: usize = 16 << 20;
 
+/// Between two compactions: some ten thousand tasks, read back in a fraction of a second.
+pub const COMPACT_BYTES: u64 = 8 << 20;
+
 /// The handle to the open journal; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Journal {
     appender: Appender,
+    /// Locked while an entry is queued, so that the order of the file is the order of the state.
+    live: Arc<Mutex<Live>>,
+    compact_bytes: u64,
+}
+
+/// What the file says, and how much it grew since it said only that.
+#[derive(Debug)]
+struct Live {
+    state: Replayed,
+    grown_bytes: u64,
 }
 
 impl Journal {
@@ -132,7 +148,8 @@ impl Journal {
         let replayed = replay(entries, damaged_bytes);
         let (file, end) = rewrite(work_dir, &replayed)?;
         let appender = Appender::start(&path, file, end)?;
-        Ok((Self { appender }, replayed))
+        let live = Live { state: replay(replayed.entries(), 0), grown_bytes: 0 };
+        Ok((Self { appender, live: Arc::new(Mutex::new(live)), compact_bytes: COMPACT_BYTES }, replayed))
     }
 
     /// Makes one fact about a task durable.
@@ -141,7 +158,17 @@ impl Journal {
     /// [`JournalError::Append`]: the disk is full or broken.
     pub async fn record(&self, framework_id: &str, task_id: &str, fact: Fact) -> Result<(), JournalError> {
         let entry = Entry { framework_id: framework_id.into(), task_id: task_id.into(), fact: Some(fact) };
-        Ok(self.appender.append(encode(&entry)).await?)
+        let record = encode(&entry);
+        let mut live = self.live.lock().await;
+        live.state.apply(entry);
+        live.grown_bytes += record.len() as u64;
+        let durable = self.appender.append(record).await?;
+        if live.grown_bytes >= self.compact_bytes {
+            live.grown_bytes = 0;
+            self.appender.replace(live.state.entries().iter().flat_map(encode).collect()).await?;
+        }
+        drop(live);
+        Ok(durable.await?)
     }
 
     /// Is it written through io_uring?
@@ -150,18 +177,12 @@ impl Journal {
     }
 }
 
-/// Writes the live part to a new file and puts that in the old one's place, durably.
+/// Puts a journal of just the live part into the old one's place.
 fn rewrite(work_dir: &Path, replayed: &Replayed) -> Result<(File, u64), JournalError> {
-    let (path, new) = (work_dir.join(FILE), work_dir.join("journal.new"));
+    let path = work_dir.join(FILE);
     let bytes: Vec<u8> = replayed.entries().iter().flat_map(encode).collect();
-    let fail = |op, path: &Path| {
-        let path = path.to_owned();
-        move |source| JournalError::Io { op, path, source }
-    };
-    let mut file = File::create(&new).map_err(fail("create", &new))?;
-    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(fail("write", &new))?;
-    fs::rename(&new, &path).map_err(fail("rename to", &path))?;
-    File::open(work_dir).and_then(|dir| dir.sync_all()).map_err(fail("sync", work_dir))?;
+    let file =
+        replace_file(&path, &bytes).map_err(|source| JournalError::Io { op: "rewrite", path, source })?;
     Ok((file, bytes.len() as u64))
 }
 

@@ -18,7 +18,7 @@ use crate::{
     isolate::TaskCgroup,
     journal::Journal,
     kernel::bpf::ExitRecords,
-    launch::{Launcher, LaunchError, Running, plan::Defaults},
+    launch::{LaunchError, Launcher, Running, plan::Defaults},
     metrics::Metrics,
     offer::{Ledger, Reporter, ledger::TaskKey},
     task::{End, KillRequest, Table},
@@ -231,7 +231,11 @@ impl Keeper {
             let fact = crate::journal::Fact::Ended(status.clone());
             if let Err(error) = journal.record(&key.0, &key.1, fact).await {
                 // Better told and perhaps forgotten than never told.
-                tracing::error!(error = crate::error_chain(&error), task = key.1, "journal the end of a task");
+                tracing::error!(
+                    error = crate::error_chain(&error),
+                    task = key.1,
+                    "journal the end of a task"
+                );
             }
             drop(myself.send(Message::Durable(key, status)).await);
         });

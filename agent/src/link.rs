@@ -84,7 +84,11 @@ pub async fn run(master: &str, keeper: Sender) -> Result<(), LinkError> {
                     (pause, told) = (FIRST_PAUSE, false);
                 }
                 if !told {
-                    tracing::warn!(master, error = crate::error_chain(&error), "no session with the master; trying on");
+                    tracing::warn!(
+                        master,
+                        error = crate::error_chain(&error),
+                        "no session with the master; trying on"
+                    );
                     told = true;
                 }
             }

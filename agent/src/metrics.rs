@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bulkhead_proto::v1::{Event, EventKind, Protocol, ResourceReport, Resources, TaskReason, TaskState};
 use prometheus::{
-    Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 /// From a tenth of a millisecond to two seconds: a launch takes about one.
@@ -44,15 +45,24 @@ impl Metrics {
                 &["state", "reason"],
             )?,
             ports_denied: IntCounterVec::new(
-                Opts::new("bulkhead_agent_port_binds_denied_total", "Binds to ports that were not granted, refused by the kernel."),
+                Opts::new(
+                    "bulkhead_agent_port_binds_denied_total",
+                    "Binds to ports that were not granted, refused by the kernel.",
+                ),
                 &["protocol", "ip_version"],
             )?,
             limit_hits: IntCounterVec::new(
-                Opts::new("bulkhead_agent_limit_hits_total", "How often tasks ran into a limit: processes killed for memory, forks refused."),
+                Opts::new(
+                    "bulkhead_agent_limit_hits_total",
+                    "How often tasks ran into a limit: processes killed for memory, forks refused.",
+                ),
                 &["limit"],
             )?,
             resources: GaugeVec::new(
-                Opts::new("bulkhead_agent_resources", "The node's books: capacity = reserve + allocated + free, kind by kind."),
+                Opts::new(
+                    "bulkhead_agent_resources",
+                    "The node's books: capacity = reserve + allocated + free, kind by kind.",
+                ),
                 &["kind", "part"],
             )?,
             features: IntGaugeVec::new(
@@ -60,7 +70,10 @@ impl Metrics {
                 &["feature"],
             )?,
             cpu_seconds: Gauge::new("process_cpu_seconds_total", "CPU time of the agent itself.")?,
-            resident_bytes: Gauge::new("process_resident_memory_bytes", "Resident memory of the agent itself.")?,
+            resident_bytes: Gauge::new(
+                "process_resident_memory_bytes",
+                "Resident memory of the agent itself.",
+            )?,
             registry,
         };
         metrics.register()?;
@@ -110,8 +123,12 @@ impl Metrics {
 
     /// The node's books changed.
     pub fn resources(&self, report: &ResourceReport) {
-        let parts =
-            [("capacity", &report.capacity), ("reserve", &report.reserve), ("allocated", &report.allocated), ("free", &report.free)];
+        let parts = [
+            ("capacity", &report.capacity),
+            ("reserve", &report.reserve),
+            ("allocated", &report.allocated),
+            ("free", &report.free),
+        ];
         for (part, amount) in parts {
             let Resources { cpu_milli, mem_bytes, ports } = amount.clone().unwrap_or_default();
             let ports: u32 = ports.iter().map(|r| r.last.saturating_sub(r.first) + 1).sum();
@@ -119,7 +136,9 @@ impl Metrics {
             self.resources.with_label_values(&["mem_bytes", part]).set(precise(mem_bytes));
             self.resources.with_label_values(&["ports", part]).set(f64::from(ports));
         }
-        let revocable = |part, milli| self.resources.with_label_values(&["revocable_cpu_cores", part]).set(precise(milli) / 1000.0);
+        let revocable = |part, milli| {
+            self.resources.with_label_values(&["revocable_cpu_cores", part]).set(precise(milli) / 1000.0)
+        };
         revocable("capacity", report.revocable_cpu_milli);
         revocable("allocated", report.revocable_allocated_cpu_milli);
     }
@@ -162,8 +181,14 @@ mod tests {
         let denied = Event { kind: EventKind::PortDenied.into(), ip_version: 6, ..Default::default() };
         metrics.event(&denied, 3);
         let text = String::from_utf8(metrics.render().unwrap()).unwrap();
-        assert!(text.contains("bulkhead_agent_tasks_ended_total{reason=\"out_of_memory\",state=\"failed\"} 1"), "{text}");
-        assert!(text.contains("bulkhead_agent_port_binds_denied_total{ip_version=\"6\",protocol=\"tcp\"} 3"), "{text}");
+        assert!(
+            text.contains("bulkhead_agent_tasks_ended_total{reason=\"out_of_memory\",state=\"failed\"} 1"),
+            "{text}"
+        );
+        assert!(
+            text.contains("bulkhead_agent_port_binds_denied_total{ip_version=\"6\",protocol=\"tcp\"} 3"),
+            "{text}"
+        );
         assert!(text.contains("process_resident_memory_bytes"), "{text}");
     }
 }

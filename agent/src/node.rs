@@ -36,10 +36,14 @@ pub enum NodeError {
     #[error(transparent)]
     Identity(#[from] identity::IdentityError),
     /// The cgroup tree.
-    #[error("set up the cgroup tree: the agent needs root, or a cgroup that was delegated to it (--cgroup-root)")]
+    #[error(
+        "set up the cgroup tree: the agent needs root, or a cgroup that was delegated to it (--cgroup-root)"
+    )]
     Tree(#[source] crate::kernel::cgroupfs::CgroupError),
     /// A kernel feature without which no task can be held.
-    #[error("this kernel lacks {name} ({detail}), without which no task can be held: see `bulkhead-agent probe`")]
+    #[error(
+        "this kernel lacks {name} ({detail}), without which no task can be held: see `bulkhead-agent probe`"
+    )]
     Missing {
         /// The feature.
         name: &'static str,
@@ -97,15 +101,20 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         ports: bpf.ports.is_some(),
     };
     let tcp = api::bind(config.listen).await?;
-    let listening = tcp.local_addr().map_err(|source| api::ApiError::Tcp { address: config.listen, source })?;
+    let listening =
+        tcp.local_addr().map_err(|source| api::ApiError::Tcp { address: config.listen, source })?;
     let agent = info(&config, listening.to_string())?;
     let (journal, replayed) = Journal::open(&config.work_dir)?;
     if replayed.damaged_bytes > 0 {
-        tracing::warn!(bytes = replayed.damaged_bytes, "the journal ended in a torn record, which was cut off");
+        tracing::warn!(
+            bytes = replayed.damaged_bytes,
+            "the journal ended in a torn record, which was cut off"
+        );
     }
     let events = Arc::new(EventLog::new(agent.agent_id.clone(), Arc::clone(&metrics)));
     let isolators = Arc::new(isolators(&tree, &bpf, &events));
-    let launcher = Launcher::new(tree.clone(), Arc::clone(&isolators), config.work_dir.clone(), config.allow_root_tasks);
+    let launcher =
+        Launcher::new(tree.clone(), Arc::clone(&isolators), config.work_dir.clone(), config.allow_root_tasks);
     let (mut keeper, messages) = Keeper::new(Parts {
         ledger: ledger(&config, machine, &enforced)?,
         reporter: Reporter::new(enforced, std::time::Duration::from_millis(config.report_every_ms)),
@@ -207,7 +216,11 @@ fn isolators(tree: &Tree, bpf: &Bpf, events: &Arc<EventLog>) -> Isolators {
 fn ledger(config: &Config, machine: NodeCapacity, enforced: &Enforced) -> Result<Ledger, NodeError> {
     let offered = |kind, enforced| enforced || config.allows_unenforced(kind);
     let all_cpu_milli = machine.cpus.saturating_mul(1000);
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be finite and not negative; the cast saturates")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked to be finite and not negative; the cast saturates"
+    )]
     let wanted_milli = (config.cpus * 1000.0).round() as u64;
     let limit = |wanted: u64, all: u64| if wanted == 0 { all } else { wanted.min(all) };
     let ports = config.port_set().map_err(|e| ConfigError::Value {
@@ -241,7 +254,11 @@ fn info(config: &Config, listening: String) -> Result<AgentInfo, NodeError> {
 }
 
 fn defaults(config: &Config) -> Defaults {
-    Defaults { user: config.task_user.clone(), pids_max: config.default_pids_max, kill_grace: config.kill_grace() }
+    Defaults {
+        user: config.task_user.clone(),
+        pids_max: config.default_pids_max,
+        kill_grace: config.kill_grace(),
+    }
 }
 
 fn keep(config: &Config) -> Keep {

@@ -19,7 +19,9 @@ pub enum UserError {
         source: nix::Error,
     },
     /// Root, which the agent was not told to allow.
-    #[error("tasks may not run as {0:?} here: name another user, or set allow_root_tasks in the agent's configuration")]
+    #[error(
+        "tasks may not run as {0:?} here: name another user, or set allow_root_tasks in the agent's configuration"
+    )]
     Root(String),
 }
 
@@ -55,7 +57,9 @@ mod tests {
 
     #[test]
     fn who_is_not_there_or_not_allowed_is_named() {
-        assert!(matches!(resolve("no-such-user-here", true), Err(UserError::Unknown(n)) if n == "no-such-user-here"));
+        assert!(
+            matches!(resolve("no-such-user-here", true), Err(UserError::Unknown(n)) if n == "no-such-user-here")
+        );
         assert!(matches!(resolve("4000000000", true), Err(UserError::Unknown(_))));
         assert!(matches!(resolve("root", false), Err(UserError::Root(_))));
     }

@@ -66,7 +66,8 @@ pub(super) fn read(
         };
         // The watch comes before the first read, so that nothing falls between the two.
         let watched = inotify.add_watch(&path, AddWatchFlags::IN_MODIFY);
-        let file = watched.map_err(io::Error::from).and_then(|_| open(&path)).map_err(|e| unreadable(&path, &e))?;
+        let file =
+            watched.map_err(io::Error::from).and_then(|_| open(&path)).map_err(|e| unreadable(&path, &e))?;
         let offset = match (request.tail_bytes, file.metadata()) {
             (tail, Ok(meta)) if tail > 0 => offset.max(meta.len().saturating_sub(tail)),
             _ => offset,
@@ -143,7 +144,10 @@ fn open(path: &Path) -> io::Result<File> {
 
 fn unreadable(path: &Path, error: &io::Error) -> Status {
     if error.kind() == io::ErrorKind::NotFound {
-        return Status::not_found(format!("{} is not there: the task did not start, or its sandbox was removed", path.display()));
+        return Status::not_found(format!(
+            "{} is not there: the task did not start, or its sandbox was removed",
+            path.display()
+        ));
     }
     Status::internal(format!("open {}: {error}", path.display()))
 }
@@ -192,7 +196,8 @@ mod tests {
         let (_dir, sandbox, mut stdout) = sandbox();
         stdout.write_all(b"0123456789").unwrap();
         let (_ended, place) = located(&sandbox);
-        let request = ReadLogRequest { tail_bytes: 3, stream: LogStream::Stdout.into(), ..Default::default() };
+        let request =
+            ReadLogRequest { tail_bytes: 3, stream: LogStream::Stdout.into(), ..Default::default() };
         let chunks: Vec<_> = read(place, &request).unwrap().collect().await;
         assert_eq!(chunks.len(), 1);
         let chunk = chunks[0].as_ref().unwrap();

@@ -32,7 +32,8 @@ impl Isolator for Memory {
 
     fn measure(&self, task: &TaskCgroup, usage: &mut v1::TaskUsage) {
         // memory.peak came with Linux 5.19; before, what is used now is the best there is.
-        let peak = ["memory.peak", "memory.current"].iter().find_map(|f| task.cgroup.read_number(f).ok().flatten());
+        let peak =
+            ["memory.peak", "memory.current"].iter().find_map(|f| task.cgroup.read_number(f).ok().flatten());
         usage.mem_peak_bytes = peak.unwrap_or(0).max(usage.mem_peak_bytes);
         let kills = task.cgroup.read_key("memory.events", "oom_kill").ok().flatten();
         usage.oom_kills = kills.unwrap_or(usage.oom_kills);

@@ -33,27 +33,35 @@ pub struct Replayed {
 /// An entry about a task that was never accepted is left out; it can only be the rest of an
 /// acknowledged task whose acceptance an earlier compaction dropped.
 pub fn replay(entries: Vec<Entry>, damaged_bytes: usize) -> Replayed {
-    let mut tasks: BTreeMap<(String, String), Remembered> = BTreeMap::new();
+    let mut replayed = Replayed { tasks: BTreeMap::new(), damaged_bytes };
     for entry in entries {
-        let key = (entry.framework_id, entry.task_id);
-        match (entry.fact, tasks.get_mut(&key)) {
-            (Some(Fact::Accepted(accepted)), _) => {
-                let fresh = Remembered { accepted, started: None, ended: None, acknowledged: 0 };
-                tasks.insert(key, fresh);
-            }
-            (Some(Fact::Started(started)), Some(task)) => task.started = Some(started),
-            (Some(Fact::Ended(status)), Some(task)) => task.ended = Some(status),
-            (Some(Fact::Acknowledged(sequence)), Some(task)) => {
-                task.acknowledged = task.acknowledged.max(sequence);
-            }
-            (_, None) | (None, _) => {}
-        }
+        replayed.apply(entry);
     }
-    tasks.retain(|_, task| !task.ended.as_ref().is_some_and(|last| last.sequence <= task.acknowledged));
-    Replayed { tasks, damaged_bytes }
+    replayed
 }
 
 impl Replayed {
+    /// Takes in one more entry.
+    pub(super) fn apply(&mut self, entry: Entry) {
+        let key = (entry.framework_id, entry.task_id);
+        let Some(fact) = entry.fact else { return };
+        if let Fact::Accepted(accepted) = fact {
+            let fresh = Remembered { accepted, started: None, ended: None, acknowledged: 0 };
+            self.tasks.insert(key, fresh);
+            return;
+        }
+        let Some(task) = self.tasks.get_mut(&key) else { return };
+        match fact {
+            Fact::Accepted(_) => {}
+            Fact::Started(started) => task.started = Some(started),
+            Fact::Ended(status) => task.ended = Some(status),
+            Fact::Acknowledged(sequence) => task.acknowledged = task.acknowledged.max(sequence),
+        }
+        if task.ended.as_ref().is_some_and(|last| last.sequence <= task.acknowledged) {
+            self.tasks.remove(&key);
+        }
+    }
+
     /// The entries that say just this, for a compacted journal.
     pub(super) fn entries(&self) -> Vec<Entry> {
         let mut entries = Vec::new();

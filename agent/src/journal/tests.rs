@@ -33,11 +33,32 @@ async fn what_was_recorded_is_there_after_a_restart() {
     assert_eq!(b.ended.as_ref().unwrap().sequence, 3);
 }
 
+#[tokio::test]
+async fn it_does_not_grow_with_tasks_that_are_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, _) = Journal::open(dir.path()).unwrap();
+    journal.compact_bytes = 4096;
+    journal.record("f", "live", accepted("live")).await.unwrap();
+    for n in 0..500 {
+        let task = format!("t{n}");
+        journal.record("f", &task, accepted(&task)).await.unwrap();
+        journal.record("f", &task, ended(3)).await.unwrap();
+        journal.record("f", &task, Fact::Acknowledged(3)).await.unwrap();
+    }
+    let size = fs::metadata(dir.path().join(FILE)).unwrap().len();
+    assert!(size < 3 * 4096, "{size} bytes");
+    drop(journal);
+    let (_journal, replayed) = Journal::open(dir.path()).unwrap();
+    assert_eq!(replayed.tasks.keys().map(|k| k.1.as_str()).collect::<Vec<_>>(), ["live"]);
+}
+
 #[test]
 fn an_acknowledged_end_is_forgotten() {
-    let before_last = replay(vec![entry("a", accepted("a")), entry("a", ended(3)), entry("a", Fact::Acknowledged(2))], 0);
+    let before_last =
+        replay(vec![entry("a", accepted("a")), entry("a", ended(3)), entry("a", Fact::Acknowledged(2))], 0);
     assert_eq!(before_last.tasks.len(), 1);
-    let all = replay(vec![entry("a", accepted("a")), entry("a", ended(3)), entry("a", Fact::Acknowledged(3))], 0);
+    let all =
+        replay(vec![entry("a", accepted("a")), entry("a", ended(3)), entry("a", Fact::Acknowledged(3))], 0);
     assert_eq!(all.tasks.len(), 0);
 }
 

@@ -26,16 +26,26 @@ impl Keeper {
         let key = (launch.framework_id, spec.task_id.clone());
         if !self.table.accept(key.clone(), spec.clone(), unix_time_ms()) {
             // A status would be taken for one of the live task.
-            tracing::warn!(task = key.1, framework = key.0, "launch of a task that is already running: ignored");
+            tracing::warn!(
+                task = key.1,
+                framework = key.0,
+                "launch of a task that is already running: ignored"
+            );
             return;
         }
         self.live.insert(key.clone(), Live::new());
-        let first_sequence = self.table.get(&key).map_or(1, |r| r.to_task(&key).status.map_or(1, |s| s.sequence));
-        let accepted =
-            Accepted { spec: Some(spec.clone()), unix_time_ms: unix_time_ms(), first_sequence };
+        let first_sequence =
+            self.table.get(&key).map_or(1, |r| r.to_task(&key).status.map_or(1, |s| s.sequence));
+        let accepted = Accepted { spec: Some(spec.clone()), unix_time_ms: unix_time_ms(), first_sequence };
         match self.admit(&key, &spec) {
             Ok(plan) => {
-                let work = launch_task(self.parts.launcher.clone(), self.parts.journal.clone(), key.clone(), plan, accepted);
+                let work = launch_task(
+                    self.parts.launcher.clone(),
+                    self.parts.journal.clone(),
+                    key.clone(),
+                    plan,
+                    accepted,
+                );
                 let (myself, exits) = (self.myself.clone(), self.parts.exits.clone());
                 tokio::spawn(async move {
                     let result = work.await;
@@ -65,10 +75,9 @@ impl Keeper {
             };
             refuse(reason, error.to_string())
         })?;
-        self.parts
-            .ledger
-            .admit(key.clone(), plan.grant.clone())
-            .map_err(|refusal| refuse(TaskReason::InvalidGrant, format!("the grant does not fit this node: {refusal}")))?;
+        self.parts.ledger.admit(key.clone(), plan.grant.clone()).map_err(|refusal| {
+            refuse(TaskReason::InvalidGrant, format!("the grant does not fit this node: {refusal}"))
+        })?;
         Ok(plan)
     }
 
@@ -87,7 +96,8 @@ impl Keeper {
         cgroup: crate::isolate::TaskCgroup,
     ) {
         let (Some(live), Some(record)) = (self.live.get_mut(&key), self.table.get(&key)) else { return };
-        let Ok(grant) = crate::grant::Grant::check(record.spec.grant.as_ref(), self.parts.defaults.pids_max) else {
+        let Ok(grant) = crate::grant::Grant::check(record.spec.grant.as_ref(), self.parts.defaults.pids_max)
+        else {
             return;
         };
         let (supervisor, kills) = mpsc::channel::<KillRequest>(KILLS);

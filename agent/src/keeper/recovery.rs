@@ -60,7 +60,8 @@ impl Keeper {
             self.table.restore_end(&key, status);
             return;
         }
-        let (Ok(grant), Some(started)) = (grant, task.started.filter(|_| decision != Recovery::GiveUp)) else {
+        let (Ok(grant), Some(started)) = (grant, task.started.filter(|_| decision != Recovery::GiveUp))
+        else {
             self.give_up(key, decision);
             return;
         };

@@ -65,7 +65,8 @@ impl Keeper {
         tokio::task::spawn_blocking(move || {
             // A directory without a record yet may be a task that is just being launched.
             let settled = SystemTime::now() - Duration::from_secs(60);
-            let ended = sandbox::list(&work_dir).into_iter().filter(|(dir, at)| !live.contains(dir) && *at < settled);
+            let ended =
+                sandbox::list(&work_dir).into_iter().filter(|(dir, at)| !live.contains(dir) && *at < settled);
             for dir in sandbox::expired(ended.collect(), keep, SystemTime::now()) {
                 if let Err(error) = Sandbox::at(dir).remove() {
                     tracing::warn!(error = crate::error_chain(&error), "remove an old sandbox");

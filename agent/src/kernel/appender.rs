@@ -5,8 +5,8 @@
 //! available the same thread does the same with pwrite and fdatasync.
 
 use std::{
-    fs::File,
-    io,
+    fs::{self, File},
+    io::{self, Write as _},
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -29,16 +29,18 @@ const QUEUE_RECORDS: usize = 4096;
 /// A batch stops growing here, so that the first record of a burst is not kept waiting for the last.
 const BATCH_BYTES: usize = 1 << 20;
 
-struct Record {
-    bytes: Vec<u8>,
-    done: oneshot::Sender<Result<(), AppendError>>,
+enum Job {
+    Append { bytes: Vec<u8>, done: Done },
+    Replace(Vec<u8>),
 }
+
+type Done = oneshot::Sender<Result<(), AppendError>>;
 
 /// The handle: cheap to clone, usable from any task. The thread ends with the last handle.
 #[derive(Clone, Debug)]
 pub struct Appender {
     path: PathBuf,
-    records: mpsc::Sender<Record>,
+    jobs: mpsc::Sender<Job>,
     through_uring: bool,
 }
 
@@ -48,18 +50,18 @@ impl Appender {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(path: &Path, file: File, end: u64) -> Result<Self, AppendError> {
-        let (records, queue) = mpsc::channel(QUEUE_RECORDS);
+        let (jobs, queue) = mpsc::channel(QUEUE_RECORDS);
         let through_uring = io_uring_works();
-        let writer = Writer { path: path.to_owned(), end, queue };
+        let writer = Writer { path: path.to_owned(), end, queue, replacement: None };
         let run = move || {
             if through_uring {
-                tokio_uring::start(writer.run(UringFile(tokio_uring::fs::File::from_std(file))));
+                tokio_uring::start(writer.run(file));
             } else {
-                writer.run_blocking(&file);
+                writer.run_blocking(file);
             }
         };
         match thread::Builder::new().name("journal".into()).spawn(run) {
-            Ok(_detached) => Ok(Self { path: path.to_owned(), records, through_uring }),
+            Ok(_detached) => Ok(Self { path: path.to_owned(), jobs, through_uring }),
             Err(source) => Err(AppendError { path: path.to_owned(), source: Arc::new(source) }),
         }
     }
@@ -69,22 +71,51 @@ impl Appender {
         self.through_uring
     }
 
-    /// Appends; returns when the bytes are on the disk.
+    /// Queues a record. The future that is returned is ready when the bytes are on the disk; the order of
+    /// the file is the order of the calls.
     ///
     /// # Errors
     /// [`AppendError`]; the record may then be there in part, which a reader's checksum must notice.
     ///
     /// # Cancel safety
-    /// A dropped future may or may not have appended.
-    pub async fn append(&self, bytes: Vec<u8>) -> Result<(), AppendError> {
+    /// A future that is dropped may or may not have appended.
+    pub async fn append(
+        &self,
+        bytes: Vec<u8>,
+    ) -> Result<impl Future<Output = Result<(), AppendError>> + use<>, AppendError> {
         let (done, answer) = oneshot::channel();
-        let gone = || AppendError {
-            path: self.path.clone(),
-            source: Arc::new(io::Error::other("the writing thread has ended after an earlier error")),
-        };
-        self.records.send(Record { bytes, done }).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        self.jobs.send(Job::Append { bytes, done }).await.map_err(|_| gone(&self.path))?;
+        let path = self.path.clone();
+        Ok(async move { answer.await.map_err(|_| gone(&path))? })
     }
+
+    /// Queues a replacement of the whole file by these bytes. The old file stays where that fails.
+    ///
+    /// # Errors
+    /// [`AppendError`] when the writing thread has ended.
+    pub async fn replace(&self, bytes: Vec<u8>) -> Result<(), AppendError> {
+        self.jobs.send(Job::Replace(bytes)).await.map_err(|_| gone(&self.path))
+    }
+}
+
+fn gone(path: &Path) -> AppendError {
+    let source = io::Error::other("the writing thread has ended after an earlier error");
+    AppendError { path: path.to_owned(), source: Arc::new(source) }
+}
+
+/// Puts a new file with these bytes in the place of `path`, durably: after a crash there is the old one or the new one.
+///
+/// # Errors
+/// The kernel's; `path` is then as it was.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<File> {
+    let new = path.with_extension("new");
+    let mut file = File::create(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    let directory = path.parent().unwrap_or_else(|| Path::new("/"));
+    File::open(directory)?.sync_all()?;
+    Ok(file)
 }
 
 /// Can a ring be made here? Seccomp, sysctl or an old kernel may forbid it.
@@ -102,60 +133,87 @@ pub fn io_uring_works() -> bool {
     true
 }
 
-struct UringFile(tokio_uring::fs::File);
-
 struct Writer {
     path: PathBuf,
     end: u64,
-    queue: mpsc::Receiver<Record>,
+    queue: mpsc::Receiver<Job>,
+    /// A replacement that came while a batch was collected.
+    replacement: Option<Vec<u8>>,
 }
 
 impl Writer {
-    async fn run(mut self, file: UringFile) {
-        while let Some(first) = self.queue.recv().await {
-            let (bytes, waiting) = self.batch(first);
-            let length = bytes.len() as u64;
-            let (written, _) = file.0.write_all_at(bytes, self.end).await;
-            let result = match written {
-                Ok(()) => file.0.sync_data().await,
-                Err(e) => Err(e),
-            };
-            if !self.answer(length, result, waiting) {
-                return;
+    async fn run(mut self, file: File) {
+        let mut file = tokio_uring::fs::File::from_std(file);
+        while let Some(job) = self.queue.recv().await {
+            let (bytes, waiting) = self.batch(job);
+            if !bytes.is_empty() {
+                let length = bytes.len() as u64;
+                let (written, _) = file.write_all_at(bytes, self.end).await;
+                let result = match written {
+                    Ok(()) => file.sync_data().await,
+                    Err(e) => Err(e),
+                };
+                if !self.answer(length, result, waiting) {
+                    return;
+                }
+            }
+            if let Some(new) = self.replace() {
+                file = tokio_uring::fs::File::from_std(new);
             }
         }
     }
 
-    fn run_blocking(mut self, file: &File) {
-        while let Some(first) = self.queue.blocking_recv() {
-            let (bytes, waiting) = self.batch(first);
+    fn run_blocking(mut self, mut file: File) {
+        while let Some(job) = self.queue.blocking_recv() {
+            let (bytes, waiting) = self.batch(job);
             let result = file.write_all_at(&bytes, self.end).and_then(|()| file.sync_data());
             if !self.answer(bytes.len() as u64, result, waiting) {
                 return;
             }
+            if let Some(new) = self.replace() {
+                file = new;
+            }
         }
     }
 
-    /// The record, and all that are waiting behind it.
-    fn batch(&mut self, first: Record) -> (Vec<u8>, Vec<oneshot::Sender<Result<(), AppendError>>>) {
-        let mut bytes = first.bytes;
-        let mut waiting = vec![first.done];
-        while bytes.len() < BATCH_BYTES {
-            let Ok(next) = self.queue.try_recv() else { break };
-            bytes.extend_from_slice(&next.bytes);
-            waiting.push(next.done);
+    /// The job and the records that are waiting behind it, up to a replacement.
+    fn batch(&mut self, first: Job) -> (Vec<u8>, Vec<Done>) {
+        let (mut bytes, mut waiting) = (Vec::new(), Vec::new());
+        let mut next = Some(first);
+        while let Some(job) = next {
+            match job {
+                Job::Append { bytes: record, done } => {
+                    bytes.extend_from_slice(&record);
+                    waiting.push(done);
+                }
+                Job::Replace(new) => {
+                    self.replacement = Some(new);
+                    break;
+                }
+            }
+            next = if bytes.len() < BATCH_BYTES { self.queue.try_recv().ok() } else { None };
         }
         (bytes, waiting)
     }
 
+    /// Carries a replacement out. Where that fails the old file says the same at greater length.
+    fn replace(&mut self) -> Option<File> {
+        let bytes = self.replacement.take()?;
+        match replace_file(&self.path, &bytes) {
+            Ok(file) => {
+                self.end = bytes.len() as u64;
+                Some(file)
+            }
+            Err(error) => {
+                tracing::warn!(path = %self.path.display(), %error, "compact the journal; it goes on growing");
+                None
+            }
+        }
+    }
+
     /// Tells everybody. False after an error: what follows a torn record could not be read back, so
     /// nothing more is written.
-    fn answer(
-        &mut self,
-        length: u64,
-        result: io::Result<()>,
-        waiting: Vec<oneshot::Sender<Result<(), AppendError>>>,
-    ) -> bool {
+    fn answer(&mut self, length: u64, result: io::Result<()>, waiting: Vec<Done>) -> bool {
         let result = result.map_err(|e| AppendError { path: self.path.clone(), source: Arc::new(e) });
         let fine = result.is_ok();
         if fine {
@@ -178,12 +236,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let appender = Appender::start(&path, File::create(&path).unwrap(), 0).unwrap();
-        let many: Vec<_> = (0..100u8).map(|n| appender.append(vec![n; 3])).collect();
-        for result in futures::future::join_all(many).await {
+        let mut durable = Vec::new();
+        for n in 0..100u8 {
+            durable.push(appender.append(vec![n; 3]).await.unwrap());
+        }
+        for result in futures::future::join_all(durable).await {
             result.unwrap();
         }
         let expected: Vec<u8> = (0..100u8).flat_map(|n| [n; 3]).collect();
-        assert_eq!(std::fs::read(&path).unwrap(), expected);
+        assert_eq!(fs::read(&path).unwrap(), expected);
+
+        appender.replace(vec![7; 2]).await.unwrap();
+        appender.append(vec![8]).await.unwrap().await.unwrap();
+        assert_eq!(fs::read(&path).unwrap(), [7, 7, 8]);
     }
 
     #[tokio::test]
@@ -191,8 +256,12 @@ mod tests {
         let path = Path::new("/dev/full");
         let file = File::options().write(true).open(path).unwrap();
         let appender = Appender::start(path, file, 0).unwrap();
-        let first = appender.append(vec![1]).await.unwrap_err();
+        let first = appender.append(vec![1]).await.unwrap().await.unwrap_err();
         assert!(first.to_string().contains("/dev/full"), "{first}");
-        assert!(appender.append(vec![2]).await.is_err());
+        let second = match appender.append(vec![2]).await {
+            Ok(durable) => durable.await,
+            Err(error) => Err(error),
+        };
+        assert!(second.is_err());
     }
 }

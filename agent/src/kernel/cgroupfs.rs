@@ -294,7 +294,9 @@ mod tests {
     fn a_missing_file_is_not_created() {
         let dir = tempfile::tempdir().unwrap();
         let error = Cgroup::at(dir.path()).write("cpu.max", "max").unwrap_err();
-        assert!(matches!(error, CgroupError::Io { ref source, .. } if source.kind() == io::ErrorKind::NotFound));
+        assert!(
+            matches!(error, CgroupError::Io { ref source, .. } if source.kind() == io::ErrorKind::NotFound)
+        );
         assert!(!dir.path().join("cpu.max").exists());
     }
 

@@ -55,7 +55,13 @@ pub fn signal(pidfd: impl AsFd, signal: Signal) -> io::Result<()> {
     let fd = pidfd.as_fd().as_raw_fd();
     // SAFETY: no siginfo is passed; the descriptor is open for the time of the call.
     let result = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, fd, signal as i32, std::ptr::null::<libc::siginfo_t>(), 0u32)
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            fd,
+            signal as i32,
+            std::ptr::null::<libc::siginfo_t>(),
+            0u32,
+        )
     };
     match Errno::result(result) {
         Ok(_) | Err(Errno::ESRCH) => Ok(()),

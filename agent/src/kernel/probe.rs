@@ -60,7 +60,11 @@ impl Features {
         ));
         features.push(feature(
             "io_uring",
-            if io_uring_works() { Ok("a ring can be made".into()) } else { Err("refused by the kernel".into()) },
+            if io_uring_works() {
+                Ok("a ring can be made".into())
+            } else {
+                Err("refused by the kernel".into())
+            },
             "the journal: one write and one fdatasync for all that waits",
             "the journal uses plain system calls",
         ));
@@ -111,8 +115,18 @@ fn controllers(mount: Option<&Path>) -> Vec<Feature> {
     };
     vec![
         feature("cgroup_cpu", find("cpu"), "CPU shares and caps: cpu.weight, cpu.max", "CPU is not offered"),
-        feature("cgroup_memory", find("memory"), "memory limits: memory.max, oom.group", "memory is not offered"),
-        feature("cgroup_pids", find("pids"), "the number of processes: pids.max", "tasks can fork without bound"),
+        feature(
+            "cgroup_memory",
+            find("memory"),
+            "memory limits: memory.max, oom.group",
+            "memory is not offered",
+        ),
+        feature(
+            "cgroup_pids",
+            find("pids"),
+            "the number of processes: pids.max",
+            "tasks can fork without bound",
+        ),
     ]
 }
 
@@ -121,7 +135,11 @@ fn cgroup_calls(mount: Option<&Path>) -> Vec<Feature> {
     let probe = mount.map(|m| Cgroup::create(m.join(format!("bulkhead-probe-{}", std::process::id()))));
     let (kill, clone) = match probe {
         Some(Ok(cgroup)) => {
-            let kill = if cgroup.has("cgroup.kill") { Ok("cgroup.kill".into()) } else { Err("no cgroup.kill".into()) };
+            let kill = if cgroup.has("cgroup.kill") {
+                Ok("cgroup.kill".into())
+            } else {
+                Err("no cgroup.kill".into())
+            };
             let clone = clone_into(&cgroup);
             if let Err(error) = cgroup.remove() {
                 tracing::warn!(error = crate::error_chain(&error), "remove the probe's cgroup");
@@ -134,7 +152,12 @@ fn cgroup_calls(mount: Option<&Path>) -> Vec<Feature> {
     let at_once = "the end of every process of a task at once, whatever it forks";
     vec![
         feature("cgroup_kill", kill, at_once, "the agent does not start"),
-        feature("clone_into_cgroup", clone, "tasks start inside their limits, with a pidfd", "the agent does not start"),
+        feature(
+            "clone_into_cgroup",
+            clone,
+            "tasks start inside their limits, with a pidfd",
+            "the agent does not start",
+        ),
     ]
 }
 

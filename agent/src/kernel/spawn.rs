@@ -26,7 +26,9 @@ use nix::{
 use crate::kernel::stack::Stack;
 
 #[cfg(not(target_arch = "x86_64"))]
-compile_error!("spawn.rs enters the child through x86-64 assembly; other processors need their own few lines");
+compile_error!(
+    "spawn.rs enters the child through x86-64 assembly; other processors need their own few lines"
+);
 
 /// Who the program runs as.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -235,8 +237,8 @@ fn step_from(raw: c_int) -> Option<Step> {
 ///
 /// # Safety
 /// `args` must name a mapped stack and use CLONE_VFORK; `prepared` must stay valid until this returns.
-unsafe fn clone_and_enter(args: &CloneArgs, prepared: *mut Prepared) -> isize {
-    let mut result = libc::SYS_clone3 as isize;
+unsafe fn clone_and_enter(args: &CloneArgs, prepared: *mut Prepared) -> i64 {
+    let mut result: i64 = libc::SYS_clone3;
     // SAFETY: the parent comes out behind label 2 with only the registers that syscall clobbers changed.
     // The child starts at the same instruction on its own stack (16-byte aligned, as `call` wants it) and
     // never returns from `child`. r12 and r13 are preserved by the system call.
@@ -280,7 +282,13 @@ extern "C" fn child(prepared: *mut Prepared) -> ! {
             check(p, Step::User, libc::syscall(libc::SYS_setresuid, uid, uid, uid));
         }
         let none: u64 = 0;
-        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, ptr::null_mut::<u64>(), 8usize);
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const none,
+            ptr::null_mut::<u64>(),
+            8usize,
+        );
         exec(p)
     }
 }
@@ -341,5 +349,7 @@ fn fail(p: &mut Prepared, step: Step, errno: c_int) -> ! {
         libc::syscall(libc::SYS_exit_group, 127);
     }
     // exit_group does not return.
-    loop {}
+    loop {
+        std::hint::spin_loop();
+    }
 }

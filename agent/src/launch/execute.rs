@@ -47,7 +47,7 @@ pub enum LaunchError {
         /// Which part of the grant.
         part: &'static str,
         /// Why.
-        source: IsolateError,
+        source: Box<IsolateError>,
     },
     /// The sandbox could not be made.
     #[error("make the sandbox")]

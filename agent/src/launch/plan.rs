@@ -19,7 +19,9 @@ const MAX_ID_BYTES: usize = 100;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     /// An id that is no safe file name.
-    #[error("{what} id {id:?}: use 1 to {MAX_ID_BYTES} letters, digits, '.', '_' and '-', not starting with '.'")]
+    #[error(
+        "{what} id {id:?}: use 1 to {MAX_ID_BYTES} letters, digits, '.', '_' and '-', not starting with '.'"
+    )]
     Id {
         /// Whose id.
         what: &'static str,

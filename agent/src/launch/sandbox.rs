@@ -47,7 +47,12 @@ impl Sandbox {
     ///
     /// # Errors
     /// When a directory cannot be made or given to the user.
-    pub fn create(work_dir: &Path, framework_id: &str, task_id: &str, owner: (u32, u32)) -> Result<Self, SandboxError> {
+    pub fn create(
+        work_dir: &Path,
+        framework_id: &str,
+        task_id: &str,
+        owner: (u32, u32),
+    ) -> Result<Self, SandboxError> {
         let framework = root(work_dir).join(framework_id);
         fs::create_dir_all(&framework).map_err(SandboxError::at("create", &framework))?;
         let dir = new_run(&framework, task_id)?;
@@ -139,7 +144,12 @@ pub struct Keep {
 pub fn expired(mut ended: Vec<(PathBuf, SystemTime)>, keep: Keep, now: SystemTime) -> Vec<PathBuf> {
     ended.sort_by_key(|(_, at)| std::cmp::Reverse(*at));
     let old = |at: &SystemTime| now.duration_since(*at).is_ok_and(|age| age > keep.age);
-    ended.into_iter().enumerate().filter(|(i, (_, at))| *i >= keep.count || old(at)).map(|(_, (p, _))| p).collect()
+    ended
+        .into_iter()
+        .enumerate()
+        .filter(|(i, (_, at))| *i >= keep.count || old(at))
+        .map(|(_, (p, _))| p)
+        .collect()
 }
 
 /// Every sandbox on the disk with the time of its last change. What cannot be read is left out.
@@ -187,7 +197,8 @@ mod tests {
     fn old_and_surplus_sandboxes_go() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
         let at = |s| SystemTime::UNIX_EPOCH + Duration::from_secs(s);
-        let ended = vec![("a".into(), at(900)), ("b".into(), at(990)), ("c".into(), at(100)), ("d".into(), at(950))];
+        let ended =
+            vec![("a".into(), at(900)), ("b".into(), at(990)), ("c".into(), at(100)), ("d".into(), at(950))];
         let keep = Keep { age: Duration::from_secs(500), count: 2 };
         assert_eq!(expired(ended, keep, now), [PathBuf::from("a"), PathBuf::from("c")]);
     }

@@ -85,7 +85,8 @@ impl NodeSampler {
         let mem = meminfo()?;
         // Without MemAvailable (Linux 3.14) only free memory is certain to be available.
         let available = mem.mem_available.unwrap_or(mem.mem_free);
-        let tasks: u64 = [Class::Guaranteed, Class::Revocable].map(|c| firm_memory(self.tree.parent(c))).iter().sum();
+        let tasks: u64 =
+            [Class::Guaranteed, Class::Revocable].map(|c| firm_memory(self.tree.parent(c))).iter().sum();
         let strangers_mem_bytes = mem.mem_total.saturating_sub(available).saturating_sub(tasks);
         Ok(NodeUse { strangers_cpu_milli, strangers_mem_bytes, guaranteed_cpu_milli })
     }
@@ -93,7 +94,8 @@ impl NodeSampler {
 
 /// Strangers' and guaranteed tasks' CPU between two readings; 0 where a counter went backwards.
 fn cpu_use(before: &Counters, after: &Counters) -> (u64, u64) {
-    let wall_usec = u64::try_from(after.at.saturating_duration_since(before.at).as_micros()).unwrap_or(u64::MAX);
+    let wall_usec =
+        u64::try_from(after.at.saturating_duration_since(before.at).as_micros()).unwrap_or(u64::MAX);
     let milli = |usec: u64| usec.saturating_mul(1000).checked_div(wall_usec).unwrap_or(0);
     let guaranteed = after.guaranteed_usec.saturating_sub(before.guaranteed_usec);
     let revocable = after.revocable_usec.saturating_sub(before.revocable_usec);
@@ -133,7 +135,9 @@ fn firm_memory(cgroup: &Cgroup) -> u64 {
 
 /// Differs from that of any other boot of this host; empty where the kernel does not say.
 pub fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|id| id.trim().to_owned())
+        .unwrap_or_default()
 }
 
 fn kernel_stats() -> Result<KernelStats, MeasureError> {

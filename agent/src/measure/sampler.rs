@@ -48,7 +48,10 @@ pub async fn run(mut sampler: NodeSampler, every: Duration, measure_strangers: b
             }
             Err(error) if !told => {
                 told = true;
-                tracing::error!(error = crate::error_chain(&error), "measure the node; offers stay as they are");
+                tracing::error!(
+                    error = crate::error_chain(&error),
+                    "measure the node; offers stay as they are"
+                );
             }
             Err(_) => {}
         }

@@ -97,7 +97,15 @@ impl Table {
     }
 
     /// Puts a task back that the journal remembers, its statuses up to `sequence` sent earlier.
-    pub fn restore(&mut self, key: TaskKey, spec: v1::TaskSpec, sandbox: PathBuf, unix_ms: u64, state: TaskState, sequence: u64) {
+    pub fn restore(
+        &mut self,
+        key: TaskKey,
+        spec: v1::TaskSpec,
+        sandbox: PathBuf,
+        unix_ms: u64,
+        state: TaskState,
+        sequence: u64,
+    ) {
         self.insert(key.clone(), spec, sandbox, unix_ms, sequence.saturating_sub(1));
         self.add(&key, state, |_| {}, unix_ms);
     }

@@ -60,7 +60,11 @@ pub async fn supervise(task: Supervised, mut kills: mpsc::Receiver<KillRequest>)
 /// SIGTERM to all, then the grace, then the end. Ends early when no process is left: whoever handles
 /// SIGTERM by ending its children first is given the time to do so, and nobody else keeps the task waiting.
 /// A further request can only shorten the grace. Returns the request that counts: the first.
-async fn terminate(cgroup: &Cgroup, first: KillRequest, kills: &mut mpsc::Receiver<KillRequest>) -> KillRequest {
+async fn terminate(
+    cgroup: &Cgroup,
+    first: KillRequest,
+    kills: &mut mpsc::Receiver<KillRequest>,
+) -> KillRequest {
     if let Err(error) = signal_all(cgroup, Signal::SIGTERM) {
         tracing::warn!(error = crate::error_chain(&error), "ask a task to end");
     }
@@ -94,10 +98,13 @@ async fn sweep(cgroup: &Cgroup) {
 
 fn recorded_exit(task: &Supervised) -> Exit {
     let Some(exits) = &task.exits else { return Exit::Unknown };
-    exits.take(task.cgroup.id).unwrap_or_else(|error| {
-        tracing::warn!(error = crate::error_chain(&error), "read how a task ended");
-        None
-    }).unwrap_or(Exit::Unknown)
+    exits
+        .take(task.cgroup.id)
+        .unwrap_or_else(|error| {
+            tracing::warn!(error = crate::error_chain(&error), "read how a task ended");
+            None
+        })
+        .unwrap_or(Exit::Unknown)
 }
 
 /// Sends a signal to every process in the cgroup and below it.

@@ -31,7 +31,8 @@ fn start(task: &Task, program: &[&str]) -> Child {
     let enter = "echo 0 >\"$1\"/cgroup.procs && shift && echo ready && read go && exec \"$@\"";
     let mut command = Command::new("sh");
     command.args(["-c", enter, "sh"]).arg(&task.cgroup).args(program);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "ready\n");

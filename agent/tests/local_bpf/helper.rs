@@ -99,11 +99,8 @@ fn load() {
     let Ok(text) = env::var(LOAD) else { return };
     let mut lines = text.lines();
     let mut line = || lines.next().unwrap();
-    let spec = LoadSpec {
-        pin_dir: line().into(),
-        cgroup: line().into(),
-        task_level: line().parse().unwrap(),
-    };
+    let spec =
+        LoadSpec { pin_dir: line().into(), cgroup: line().into(), task_level: line().parse().unwrap() };
     if let Some(error) = bpf::load_and_pin(&spec).unwrap().no_exits {
         eprintln!("{}", bulkhead_agent::error_chain(&error));
     }

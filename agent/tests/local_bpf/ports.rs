@@ -265,7 +265,11 @@ fn multipath_sockets_are_held_too() {
         \x20       except OSError as e: print(e.errno)\n\
         \x20       s.close()\n";
     let (granted, other) = (node.port.to_string(), (node.port + 1).to_string());
-    let run = std::process::Command::new("python3").args(["-c", program]).arg(cgroup).args([granted, other]).output();
+    let run = std::process::Command::new("python3")
+        .args(["-c", program])
+        .arg(cgroup)
+        .args([granted, other])
+        .output();
     let Ok(output) = run else { return println!("SKIP multipath_sockets_are_held_too: no python3") };
     let errors = String::from_utf8_lossy(&output.stderr);
     if errors.starts_with("SKIP") {

@@ -27,7 +27,9 @@ pub enum BpfError {
     #[error("load the BPF object `enforce`")]
     Object(#[source] aya::EbpfError),
     /// A program or map is not in the object.
-    #[error("the BPF object `enforce` has no {0}: it was built from other sources than the agent; build both again")]
+    #[error(
+        "the BPF object `enforce` has no {0}: it was built from other sources than the agent; build both again"
+    )]
     NotInObject(&'static str),
     /// The verifier or the attachment refused a program.
     #[error("{op} the BPF program {name}")]

@@ -210,7 +210,9 @@ pub(super) fn ensure_bpffs(pin_dir: &Path) -> Result<bool, BpfError> {
 /// Is the nearest directory that exists in a bpffs?
 fn is_bpffs(path: &Path) -> Result<bool, BpfError> {
     let existing = path.ancestors().find(|p| p.exists()).unwrap_or_else(|| Path::new("/"));
-    let found = statfs(existing).map_err(io::Error::from).map_err(BpfError::io("look up the file system of", existing))?;
+    let found = statfs(existing)
+        .map_err(io::Error::from)
+        .map_err(BpfError::io("look up the file system of", existing))?;
     Ok(found.filesystem_type() == BPF_FS_MAGIC)
 }
 

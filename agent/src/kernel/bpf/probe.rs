@@ -54,7 +54,8 @@ pub fn probe_exits() -> Support {
 }
 
 fn has_bpffs() -> Result<(), String> {
-    let known = fs::read_to_string("/proc/filesystems").map_err(|e| format!("read /proc/filesystems: {e}"))?;
+    let known =
+        fs::read_to_string("/proc/filesystems").map_err(|e| format!("read /proc/filesystems: {e}"))?;
     if known.split_whitespace().any(|name| name == "bpf") {
         return Ok(());
     }

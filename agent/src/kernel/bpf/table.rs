@@ -81,7 +81,9 @@ impl<K: Pod, V: Pod> Table<K, V> {
         for _ in 1..TRIES_WITHOUT_MEMORY {
             match map.insert(key, value, flags) {
                 Err(source) if errno(&source) == Some(libc::ENOMEM) => std::thread::yield_now(),
-                Err(source) if errno(&source) == Some(libc::E2BIG) => return Err(BpfError::Full { name: self.name }),
+                Err(source) if errno(&source) == Some(libc::E2BIG) => {
+                    return Err(BpfError::Full { name: self.name });
+                }
                 other => return other.map_err(|source| self.failed("write", source)),
             }
         }
@@ -100,9 +102,11 @@ impl<K: Pod, V: Pod> Table<K, V> {
 
 /// Opens the map pinned as `name` in `dir`, without looking at the kernel's type information.
 pub(super) fn open_map(dir: &Path, name: &'static str) -> Result<Map, BpfError> {
-    MapData::from_pin(dir.join(name))
-        .and_then(Map::from_map_data)
-        .map_err(|source| BpfError::Map { op: "open", name, source })
+    MapData::from_pin(dir.join(name)).and_then(Map::from_map_data).map_err(|source| BpfError::Map {
+        op: "open",
+        name,
+        source,
+    })
 }
 
 fn errno(error: &MapError) -> Option<i32> {
