@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, net::TcpStream, time::Duration};
 
 use bulkhead_abi::MAX_DENIED_PORTS;
 use bulkhead_agent::kernel::bpf::DenialStream;
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    sys::socket::{setsockopt, sockopt},
+};
 
 use crate::{
     fixture::{Node, Task},
@@ -149,6 +152,9 @@ fn connections_do_not_free_the_port_of_their_listener() {
     let ports: Vec<_> = ["a", "b", "c"].map(|name| helper.bind(name, "tcp4", 0).unwrap()).into();
     assert_eq!(helper.ask("listen a"), "0");
     let connection = TcpStream::connect(("127.0.0.1", ports[0])).unwrap();
+    // So that it ends with a reset, and no trace of it is left for the next run.
+    let abort = libc::linger { l_onoff: 1, l_linger: 0 };
+    setsockopt(&connection, sockopt::Linger, &abort).unwrap();
     assert_eq!(helper.ask("accept-and-close a"), "0");
     assert_eq!(helper.ask("close b"), "0");
     // The search comes to the listener's port first; were it taken for free, this would fail.
