@@ -2,10 +2,10 @@
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{ExitStatus, Stdio},
     sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
@@ -28,6 +28,8 @@ pub const PORTS: u16 = 40;
 const FIRST_PORT: u16 = 20_000;
 /// Ranges that clusters share out by process id.
 const PORT_RANGES: u16 = 250;
+/// Loopback, and a port of the kernel's choice.
+const ANY_LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// How long a process has for an orderly end.
 const ORDERLY: Duration = Duration::from_secs(20);
 
@@ -44,6 +46,12 @@ pub struct Options {
     pub measure_strangers: bool,
     /// Start the agent without a master; [`Cluster::start_master`] brings it later.
     pub without_master: bool,
+    /// Where the master listens; a free port of loopback unless given.
+    pub master_listen: Option<SocketAddr>,
+    /// Where the agent's API listens; a free port of loopback unless given.
+    pub agent_listen: Option<SocketAddr>,
+    /// Ports to offer; [`PORTS`] of this cluster's own unless given.
+    pub ports: Option<String>,
 }
 
 /// A running master and agent. Everything of them is gone when it is dropped; [`Cluster::finish`] also checks that.
@@ -80,7 +88,7 @@ impl Cluster {
             name: format!("bulkhead-test-{pid}-{number}"),
             first_port: FIRST_PORT + range * PORTS,
             dir,
-            master_address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            master_address: options.master_listen.unwrap_or(ANY_LOOPBACK),
             master: None,
             agent: None,
             options,
@@ -337,12 +345,12 @@ impl Cluster {
 
     /// The agent's whole command line, for a second one, too.
     pub fn agent_arguments(&self) -> Vec<String> {
-        let ports = format!("{}-{}", self.first_port, self.first_port + PORTS - 1);
+        let own_ports = || format!("{}-{}", self.first_port, self.first_port + PORTS - 1);
         let mut arguments = self.place_arguments();
         for (flag, value) in [
             ("--master", self.master_address()),
-            ("--listen", "127.0.0.1:0".to_owned()),
-            ("--ports", ports),
+            ("--listen", self.options.agent_listen.unwrap_or(ANY_LOOPBACK).to_string()),
+            ("--ports", self.options.ports.clone().unwrap_or_else(own_ports)),
             ("--measure-strangers", self.options.measure_strangers.to_string()),
         ] {
             arguments.extend([flag.to_owned(), value]);
@@ -404,6 +412,15 @@ impl Cluster {
         let listed = self.operator().await?.list_agents(ListAgentsRequest {}).await?.into_inner().agents;
         let known = listed.iter().find(|a| a.connected && a.agent.as_ref() == Some(&agent));
         known.map(|_| ()).context("the master has no session")
+    }
+
+    /// Waits until the master or the agent ends by itself, and says which and how.
+    pub async fn ended(&self) -> String {
+        let (master, agent) = (self.master.as_ref(), self.agent.as_ref());
+        tokio::select! {
+            status = end_of(master) => format!("the master ended ({status}): {}", self.master_log()),
+            status = end_of(agent) => format!("the agent ended ({status}): {}", self.agent_log()),
+        }
     }
 
     /// Ends everything, and checks that nothing is left.
@@ -494,6 +511,14 @@ async fn end(process: Option<Process>, signal: Signal) -> Result<()> {
     let status = process.ended(HANG).await?;
     ensure!(signal == Signal::SIGKILL || status.success(), "after {signal}: {status}");
     Ok(())
+}
+
+/// A process that is not there never ends.
+async fn end_of(process: Option<&Process>) -> ExitStatus {
+    match process {
+        Some(process) => process.when_ended().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn connect(address: &str) -> Result<Channel> {

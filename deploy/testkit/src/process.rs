@@ -113,6 +113,17 @@ impl Process {
         status.context("an end without a status")
     }
 
+    /// Waits for its end, however long that takes.
+    pub async fn when_ended(&self) -> ExitStatus {
+        let mut ended = self.ended.clone();
+        let told = ended.wait_for(Option::is_some).await.map(|status| *status);
+        match told {
+            Ok(Some(status)) => status,
+            // Whoever waits for the process tells its end before it goes.
+            _ => std::future::pending().await,
+        }
+    }
+
     /// As [`Process::ended`], for where nothing can be awaited.
     pub fn ended_blocking(&self, within: Duration) -> Option<ExitStatus> {
         let running = |status: &mut Option<ExitStatus>| status.is_none();

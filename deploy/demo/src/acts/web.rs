@@ -1,0 +1,73 @@
+//! A web server on the port that it was granted, fetched over HTTP.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use bulkhead_proto::v1::TaskState;
+use bulkhead_testkit::cluster::{Verdict, until};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+
+use super::{Act, mib};
+use crate::{
+    line::Line,
+    stage::{Stage, granted_port, state, usage},
+};
+
+pub(super) const ACT: Act =
+    Act { name: "web", title: "a web server, on the port that it was granted", needs: None, play: |stage| Box::pin(play(stage)) };
+
+const NAME: &str = "web";
+/// The page is the task's own: nothing else on this machine would answer with it.
+const SERVER: &str = "echo page of $BULKHEAD_TASK_ID >index.html; exec python3 -m http.server --bind 127.0.0.1 $PORT";
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+async fn play(stage: &Stage) -> Result<Line> {
+    let run = ["run", "--name", NAME, "--ports", "1", "--detach", "--", "sh", "-c", SERVER];
+    let id = stage.done(&run).await?.stdout.trim().to_owned();
+    let port = granted_port(&stage.task(NAME).await?)?;
+    let page = until("the web server", || async {
+        let ended = stage.task(NAME).await.is_ok_and(|task| state(&task) != TaskState::Running);
+        match fetch(port).await {
+            Ok(page) => Ok(page),
+            Err(error) if ended => Err(Verdict::Never(format!("the task ended; {error:#}"))),
+            Err(error) => Err(Verdict::NotYet(format!("{error:#}"))),
+        }
+    })
+    .await?;
+    stage.done(&["kill", NAME]).await?;
+    let task = stage.ended(NAME).await?;
+    let peak = usage(&task)?.mem_peak_bytes;
+
+    let mut line = Line::new(
+        ACT.name,
+        "a web server:\nrun --ports 1 -- python3 -m http.server $PORT".to_owned(),
+        format!("port {port}"),
+    );
+    line.measured(format!("HTTP 200 from port {port},\nthe page is the task's own"))
+        .figure("port", port)
+        .figure("body_bytes", page.len())
+        .check(page.trim_end() == format!("page of {id}"), || format!("port {port} answered {page:?}"))
+        .check(state(&task) == TaskState::Killed, || format!("after `bulkhead kill` it is {:?}", state(&task)));
+    if peak > 0 {
+        line.measured(format!("{}\n{} at its peak", line.measured, mib(peak))).figure("mem_peak_bytes", peak);
+    }
+    Ok(line)
+}
+
+/// The body of a page that is answered with 200.
+async fn fetch(port: u16) -> Result<String> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.context("connect")?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.context("ask")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.context("read the answer")?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("an answer without an end of its head")?;
+        ensure!(head.split(' ').nth(1) == Some("200"), "the answer is {:?}", head.lines().next());
+        Ok(body.to_owned())
+    };
+    timeout(ANSWER_WITHIN, exchange).await.context("no answer in time")?
+}
