@@ -274,6 +274,8 @@ pub async fn cleanup(config: &Config) -> Result<(), NodeError> {
     let _alone = identity::lock_work_dir(&config.work_dir)?;
     let tree = Tree::locate(&config.cgroup_root).map_err(NodeError::Tree)?;
     bpf::remove(&pin_dir(config))?;
+    // Shared with other agents on this host: it goes with the last one.
+    drop(std::fs::remove_dir(&config.bpf_dir));
     if !tree.root.exists() {
         return Ok(());
     }

@@ -12,7 +12,7 @@
 use std::{
     arch::asm,
     ffi::{CString, NulError, c_char, c_int},
-    io,
+    fmt, io,
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
     ptr,
 };
@@ -93,6 +93,20 @@ pub enum Step {
     Exec = 7,
 }
 
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Session => "start a session",
+            Self::Streams => "place stdin, stdout and stderr",
+            Self::Directory => "enter the working directory",
+            Self::Groups => "set the supplementary groups",
+            Self::Group => "set the group",
+            Self::User => "set the user",
+            Self::Exec => "execute the program",
+        })
+    }
+}
+
 /// The program does not run, and nothing of the attempt is left.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
@@ -106,7 +120,7 @@ pub enum SpawnError {
     #[error("map a stack for the child")]
     Stack(#[source] io::Error),
     /// The child failed before the program ran.
-    #[error("{step:?} failed in the new process")]
+    #[error("{step} in the new process")]
     Child {
         /// What it was doing.
         step: Step,

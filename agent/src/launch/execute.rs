@@ -75,6 +75,7 @@ impl LaunchError {
     /// The reason for the task's status.
     pub fn reason(&self) -> TaskReason {
         match self {
+            Self::User(UserError::Root(_)) => TaskReason::UserNotAllowed,
             Self::User(_) => TaskReason::UserUnknown,
             Self::Spawn { source, .. } => match source.child_errno() {
                 Some((Step::Exec, Errno::ENOENT | Errno::ENOTDIR)) => TaskReason::CommandNotFound,

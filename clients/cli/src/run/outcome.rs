@@ -95,6 +95,7 @@ pub(crate) fn reason_words(reason: TaskReason) -> Option<&'static str> {
         TaskReason::CommandNotFound => "command not found",
         TaskReason::CommandNotExecutable => "command not executable",
         TaskReason::UserUnknown => "no such user on the agent",
+        TaskReason::UserNotAllowed => "user not allowed on the agent",
         TaskReason::InvalidGrant => "impossible grant",
         TaskReason::LaunchFailed => "launch failed",
         TaskReason::KilledByFramework => "by its framework",
@@ -130,15 +131,16 @@ pub(crate) fn refusals(status: &TaskStatus) -> Option<String> {
         .then(|| format!("the kernel refused {}; see `bulkhead events {id}`", parts.join(" and ")))
 }
 
-/// `1.2 s of CPU in 3 s (0 ms held back), at most 12 MiB`: what the kernel counted.
+/// `1 s of CPU in 3 s (0 ms held back), at most 12 MiB`: what the kernel counted.
 pub(crate) fn usage_words(usage: &TaskUsage) -> String {
-    format!(
-        "{} of CPU in {} ({} held back), at most {}",
-        span(usage.cpu_usec / 1000),
-        span(usage.wall_usec / 1000),
-        span(usage.cpu_throttled_usec / 1000),
-        size(usage.mem_peak_bytes)
-    )
+    let cpu = span(usage.cpu_usec / 1000);
+    let (wall, held_back) = (span(usage.wall_usec / 1000), span(usage.cpu_throttled_usec / 1000));
+    // A kernel that does not hold memory to the grant does not count it either.
+    let peak = match usage.mem_peak_bytes {
+        0 => String::new(),
+        bytes => format!(", at most {}", size(bytes)),
+    };
+    format!("{cpu} of CPU in {wall} ({held_back} held back){peak}")
 }
 
 fn signal_name(signal: Option<i32>) -> String {
