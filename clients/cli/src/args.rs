@@ -103,7 +103,7 @@ pub(crate) struct Global {
     /// When to colour; `auto` is on terminals where NO_COLOR is not set
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub(crate) color: ColorWhen,
-    /// Say more on standard error; twice adds the network's own words
+    /// Say more on standard error; -vv adds what is sent, -vvv the network libraries' words
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub(crate) verbose: u8,
 }

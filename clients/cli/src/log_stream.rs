@@ -5,12 +5,12 @@
 
 use std::time::Duration;
 
-use bulkhead_proto::v1::{LogChunk, LogStream, ReadLogRequest};
+use bulkhead_proto::v1::{LogChunk, LogStream, ReadLogRequest, agent_client::AgentClient};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
 };
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::{connect, error::CliError, log_sink::Sink};
 
@@ -67,7 +67,7 @@ impl Reached {
 
 /// Writes what there is now.
 pub(crate) async fn print(source: &LogSource, sink: &mut Sink) -> Result<(), CliError> {
-    let mut reader = Reader { source, reached: Reached::default(), last_progress: Instant::now() };
+    let mut reader = Reader::new(source);
     match reader.pass(false, sink).await {
         Ok(()) => Ok(sink.finish().await?),
         Err(Broken::Sink(error)) => Err(error),
@@ -89,7 +89,7 @@ pub(crate) async fn follow(
     sink: &mut Sink,
     mut ended: Option<watch::Receiver<bool>>,
 ) -> Result<(), CliError> {
-    let mut reader = Reader { source, reached: Reached::default(), last_progress: Instant::now() };
+    let mut reader = Reader::new(source);
     let mut over_since = None;
     loop {
         let broken = match reader.pass_until_ended(sink, ended.as_mut()).await {
@@ -140,11 +140,17 @@ enum Broken {
 
 struct Reader<'s> {
     source: &'s LogSource,
+    /// The connection, until it breaks.
+    agent: Option<AgentClient<Channel>>,
     reached: Reached,
     last_progress: Instant,
 }
 
-impl Reader<'_> {
+impl<'s> Reader<'s> {
+    fn new(source: &'s LogSource) -> Self {
+        Self { source, agent: None, reached: Reached::default(), last_progress: Instant::now() }
+    }
+
     /// Follows; an agent that keeps the stream of an ended task open without a byte is left after a while.
     async fn pass_until_ended(
         &mut self,
@@ -191,8 +197,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    async fn request(&self, follow: bool) -> Result<tonic::Streaming<LogChunk>, Broken> {
-        let mut agent = connect::agent(&self.source.api_address).await.map_err(Broken::NoAgent)?;
+    async fn request(&mut self, follow: bool) -> Result<Streaming<LogChunk>, Broken> {
         let nothing_yet = self.reached == Reached::default();
         let request = ReadLogRequest {
             framework_id: self.source.framework_id.clone(),
@@ -203,7 +208,14 @@ impl Reader<'_> {
             tail_bytes: if nothing_yet { self.source.tail_bytes } else { 0 },
             follow,
         };
-        Ok(agent.read_log(request).await.map_err(Broken::Status)?.into_inner())
+        // Kept only where the call went well, so that after any trouble a new connection is tried.
+        let mut agent = match self.agent.take() {
+            Some(agent) => agent,
+            None => connect::agent(&self.source.api_address).await.map_err(Broken::NoAgent)?,
+        };
+        let answer = agent.read_log(request).await.map_err(Broken::Status)?;
+        self.agent = Some(agent);
+        Ok(answer.into_inner())
     }
 
     async fn write(&mut self, chunk: &LogChunk, sink: &mut Sink) -> Result<(), Broken> {

@@ -39,8 +39,8 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    trace(cli.global.verbose);
     let screen = Screen::new(cli.global.json, cli.global.verbose > 0, cli.global.color);
+    trace(cli.global.verbose, screen);
     let is_run = matches!(cli.command, Command::Run(_));
     match carry_out(&cli, screen) {
         Ok(code) => ExitCode::from(code),
@@ -96,13 +96,14 @@ fn names_run(line: impl Iterator<Item = OsString>) -> bool {
     lenient.is_ok_and(|matches| matches.subcommand_name() == Some("run"))
 }
 
-/// `-v` shows what goes over the wire, `-vv` the network libraries too; RUST_LOG says it exactly.
-fn trace(verbose: u8) {
+/// `-vv` shows what is sent, `-vvv` the network libraries' words too; RUST_LOG says it exactly.
+fn trace(verbose: u8, screen: Screen) {
     let level = match verbose {
-        0 => "off",
-        1 => "off,bulkhead=debug",
+        0 | 1 => "off",
+        2 => "off,bulkhead=debug",
         _ => "debug",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    lines.with_ansi(screen.color_err).init();
 }

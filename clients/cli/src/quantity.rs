@@ -43,6 +43,16 @@ pub(crate) enum PortsWanted {
     These(PortSet),
 }
 
+impl PortsWanted {
+    /// Could these ports satisfy the wish?
+    pub(crate) fn are_in(&self, ports: &PortSet) -> bool {
+        match self {
+            Self::Any(count) => ports.len() >= *count,
+            Self::These(set) => ports.is_superset(set),
+        }
+    }
+}
+
 impl fmt::Display for PortsWanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -19,7 +19,8 @@ pub(crate) struct Screen {
     pub(crate) verbose: bool,
     /// Colours in results.
     pub(crate) color_out: bool,
-    color_err: bool,
+    /// Colours in words about them.
+    pub(crate) color_err: bool,
     /// Is somebody watching standard error?
     pub(crate) err_is_terminal: bool,
 }

@@ -261,7 +261,10 @@ impl Plan {
         let status = status.clone();
         let end = outcome(&status, Limits { mem_bytes: self.need.mem_bytes });
         let code = self.output_failed.unwrap_or(end.code);
-        let notes = [result.err(), refusals(&status), end.sentence.clone()].into_iter().flatten();
+        // Whoever asked for the end need not be told of it.
+        let expected = self.stopping && status.reason() == TaskReason::KilledByFramework;
+        let sentence = end.sentence.clone().filter(|_| !expected);
+        let notes = [result.err(), refusals(&status), sentence].into_iter().flatten();
         let mut effects = ack(&status);
         effects.extend(notes.map(Effect::Note));
         effects.extend(status.usage.as_ref().map(|u| Effect::Detail(usage_words(u))));

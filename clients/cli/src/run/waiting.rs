@@ -66,7 +66,7 @@ fn instead(need: &Need, tally: &Tally, agents: Option<&[AgentEntry]>) -> String 
 fn agents_words(need: &Need, agents: &[AgentEntry]) -> String {
     let connected: Vec<&AgentEntry> = agents.iter().filter(|a| a.connected).collect();
     if connected.is_empty() {
-        return "; no agent is connected to the master".to_owned();
+        return "; no agent is connected to the master (start one: `bulkhead-agent`)".to_owned();
     }
     let capacity = |pick: fn(&Resources) -> u64| {
         let of = |a: &&AgentEntry| a.report.as_ref().and_then(|r| r.capacity.as_ref()).map_or(0, pick);
@@ -84,10 +84,22 @@ fn agents_words(need: &Need, agents: &[AgentEntry]) -> String {
     if need.cpu_milli > cpu_milli || need.mem_bytes > mem_bytes {
         return format!("; the largest agent has {} and {} in all", cpus(cpu_milli), size(mem_bytes));
     }
+    let all_ports = |a: &AgentEntry| {
+        let capacity = a.report.as_ref().and_then(|r| r.capacity.clone()).unwrap_or_default();
+        capacity.port_set().unwrap_or_default()
+    };
+    if let Some(ports) = &need.ports
+        && !connected.iter().any(|a| ports.are_in(&all_ports(a)))
+    {
+        return format!("; no agent has {ports} to offer");
+    }
     let free = |a: &&&AgentEntry| a.report.as_ref().and_then(|r| r.free.clone()).unwrap_or_default();
     let most = connected.iter().max_by_key(|a| (free(a).cpu_milli, free(a).mem_bytes));
     most.map_or_else(String::new, |agent| {
-        let amount = Resources { ports: Vec::new(), ..free(&agent) };
+        let mut amount = free(&agent);
+        if need.ports.is_none() {
+            amount.ports.clear();
+        }
         let host = agent.agent.as_ref().map_or("an agent", |a| a.hostname.as_str());
         format!("; the most that is free is {} on {host}", resources(&amount))
     })
@@ -95,7 +107,7 @@ fn agents_words(need: &Need, agents: &[AgentEntry]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use bulkhead_proto::v1::{AgentInfo, ResourceReport};
+    use bulkhead_proto::v1::{AgentInfo, PortRange, ResourceReport};
 
     use super::{
         super::need::tests::{need, offer},
@@ -134,11 +146,9 @@ mod tests {
     fn without_offers_the_agents_say_what_is_missing() {
         let need = need(&["--cpus", "2", "--mem", "1GiB"]);
         let words = |agents: &[AgentEntry]| instead(&need, &Tally::default(), Some(agents));
-        assert_eq!(words(&[]), "; no agent is connected to the master");
-        assert_eq!(
-            words(&[agent(false, (8000, 8192), (8000, 8192))]),
-            "; no agent is connected to the master"
-        );
+        let none = "; no agent is connected to the master (start one: `bulkhead-agent`)";
+        assert_eq!(words(&[]), none);
+        assert_eq!(words(&[agent(false, (8000, 8192), (8000, 8192))]), none);
         assert!(words(&[agent(true, (0, 8192), (0, 8192))]).starts_with("; CPU: no agent offers any"));
         assert!(words(&[agent(true, (8000, 0), (8000, 0))]).starts_with("; memory: no agent offers any"));
         assert_eq!(
@@ -149,6 +159,20 @@ mod tests {
             words(&[agent(true, (4000, 8192), (500, 4096)), agent(true, (4000, 8192), (1000, 512))]),
             "; the most that is free is 1 CPU, 512 MiB on node-1"
         );
+    }
+
+    #[test]
+    fn ports_count_where_they_are_asked_for() {
+        let mut entry = agent(true, (4000, 8192), (1000, 512));
+        let report = entry.report.as_mut().unwrap();
+        report.capacity.as_mut().unwrap().ports = vec![PortRange { first: 31_000, last: 31_009 }];
+        report.free.as_mut().unwrap().ports = vec![PortRange { first: 31_005, last: 31_009 }];
+        let agents = [entry];
+        let words = |ports: &str| instead(&need(&["--ports", ports]), &Tally::default(), Some(&agents));
+        assert_eq!(words("8080"), "; no agent has port 8080 to offer");
+        assert_eq!(words("11"), "; no agent has 11 ports to offer");
+        let free = "; the most that is free is 1 CPU, 512 MiB, ports 31005-31009 on node-1";
+        assert_eq!((words("31000").as_str(), words("10").as_str()), (free, free));
     }
 
     #[test]
