@@ -93,6 +93,9 @@ impl Cluster {
             agent: None,
             options,
         };
+        for log in ["master.log", "agent.log"] {
+            harness::watch_log(&cluster.dir.path().join(log));
+        }
         if cluster.options.without_master {
             cluster.master_address = free_address()?;
             cluster.spawn_agent()?;
@@ -135,6 +138,19 @@ impl Cluster {
     /// Where cgroup v2 is not mounted.
     pub fn cgroup(&self) -> Result<PathBuf> {
         Ok(host::cgroup2_mount()?.join(&self.name))
+    }
+
+    /// Where a task starts: its own directory in its sandbox.
+    pub fn task_dir(&self, framework: &Framework, task_id: &str) -> PathBuf {
+        self.work_dir().join("sandboxes").join(framework.id()).join(task_id).join("work")
+    }
+
+    /// The cgroup of a guaranteed task.
+    ///
+    /// # Errors
+    /// Where cgroup v2 is not mounted.
+    pub fn guaranteed(&self, framework: &Framework, task_id: &str) -> Result<PathBuf> {
+        self.task_cgroup("guaranteed", framework.id(), task_id)
     }
 
     /// The cgroup of a task.
@@ -219,6 +235,24 @@ impl Cluster {
     /// # Errors
     /// When the agent does not know the task.
     pub async fn output(&self, framework_id: &str, task_id: &str, stream: LogStream) -> Result<String> {
+        self.read_log(framework_id, task_id, stream, None).await
+    }
+
+    /// Waits until a task's standard output has these words; all of it up to there.
+    ///
+    /// # Errors
+    /// When the task ends without them.
+    pub async fn stdout_until(&self, framework: &Framework, task_id: &str, words: &str) -> Result<String> {
+        self.read_log(framework.id(), task_id, LogStream::Stdout, Some(words)).await
+    }
+
+    async fn read_log(
+        &self,
+        framework_id: &str,
+        task_id: &str,
+        stream: LogStream,
+        enough: Option<&str>,
+    ) -> Result<String> {
         let request = ReadLogRequest {
             framework_id: framework_id.to_owned(),
             task_id: task_id.to_owned(),
@@ -231,11 +265,20 @@ impl Cluster {
         let reading = async {
             while let Some(chunk) = chunks.message().await? {
                 bytes.extend(chunk.data);
+                let enough = enough.is_some_and(|words| String::from_utf8_lossy(&bytes).contains(words));
+                if enough {
+                    break;
+                }
             }
             Ok::<_, tonic::Status>(())
         };
-        tokio::time::timeout(HANG, reading).await.context("the task's output does not end")??;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        let read = tokio::time::timeout(HANG, reading).await;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        read.with_context(|| format!("the output of {task_id} does not end; so far: {text:?}"))??;
+        if let Some(words) = enough {
+            ensure!(text.contains(words), "{task_id} ended without {words:?}; its output: {text:?}");
+        }
+        Ok(text)
     }
 
     /// A task's standard output, once it has ended.
@@ -464,8 +507,9 @@ impl Drop for Cluster {
             process.ended_blocking(ORDERLY);
         }
         (self.agent, self.master) = (None, None);
-        harness::remember("master", &self.master_log());
-        harness::remember("agent", &self.agent_log());
+        for log in ["master.log", "agent.log"] {
+            harness::unwatch_log(&self.dir.path().join(log));
+        }
         let log = self.dir.path().join("cleanup.log");
         if let Ok(cleanup) = Process::start(&self.binaries.agent, &self.cleanup_arguments(), &log) {
             cleanup.ended_blocking(ORDERLY);

@@ -60,6 +60,7 @@ struct State {
     offers: Vec<Offer>,
     statuses: Vec<Seen>,
     errors: Vec<String>,
+    rescinded: Vec<String>,
     /// Everything, for a test that fails.
     log: Vec<String>,
     closed: bool,
@@ -222,6 +223,15 @@ impl Framework {
         self.wait_for("an error", |state| (!state.errors.is_empty()).then(|| state.errors.remove(0))).await
     }
 
+    /// Waits until the master has taken this offer back.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn rescinded(&self, offer: &Offer) -> Result<()> {
+        let rescinded = |state: &mut State| state.rescinded.contains(&offer.offer_id).then_some(());
+        self.wait_for("the end of an offer", rescinded).await
+    }
+
     /// Every status of a task so far, in order of arrival, repetitions included.
     pub fn statuses(&self, task: &str) -> Vec<Seen> {
         self.shared.lock().statuses.iter().filter(|s| s.status.task_id == task).cloned().collect()
@@ -374,7 +384,10 @@ fn note(state: &mut State, event: Event, acknowledge: bool) -> Option<Call> {
         Event::Offers(v1::Offers { offers }) => {
             return Some(Call::Decline(Decline { offer_ids: ids(&offers), refuse_ms: NOT_AGAIN_MS }));
         }
-        Event::Rescind(rescind) => state.offers.retain(|o| !rescind.offer_ids.contains(&o.offer_id)),
+        Event::Rescind(rescind) => {
+            state.offers.retain(|o| !rescind.offer_ids.contains(&o.offer_id));
+            state.rescinded.extend(rescind.offer_ids);
+        }
         Event::Update(status) => {
             let (task_id, sequence) = (status.task_id.clone(), status.sequence);
             state.statuses.push(Seen { at: Instant::now(), status });

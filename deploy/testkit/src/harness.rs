@@ -1,15 +1,19 @@
 //! Tests that run one after the other, may be skipped with a reason, and show the logs when they fail.
 
 use std::{
+    fs,
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    path::{Path, PathBuf},
     process::ExitCode,
-    sync::{LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tokio::runtime::Runtime;
+
+use crate::{Cluster, Options};
 
 /// Lines of a log that are shown with a failed test.
 const LOG_LINES: usize = 60;
@@ -19,7 +23,22 @@ const LOG_LINES: usize = 60;
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("start a tokio runtime"));
 
 /// What clusters wrote during the test that runs.
-static LOGS: Mutex<String> = Mutex::new(String::new());
+static LOGS: Mutex<Logs> = Mutex::new(Logs { live: Vec::new(), kept: String::new() });
+
+struct Logs {
+    live: Vec<PathBuf>,
+    kept: String,
+}
+
+impl Logs {
+    fn keep(&mut self, path: &Path) {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        self.kept += &format!("--- the end of {}\n", path.display());
+        self.kept += &lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
+        self.kept.push('\n');
+    }
+}
 
 /// A test cannot run here.
 #[derive(Debug, thiserror::Error)]
@@ -98,16 +117,58 @@ fn show(text: &str) {
     println!("{text}");
 }
 
-/// Keeps the end of a log for the case that the test fails.
-pub(crate) fn remember(whose: &str, log: &str) {
-    let lines: Vec<_> = log.lines().collect();
-    let mut kept = LOGS.lock().unwrap_or_else(PoisonError::into_inner);
-    *kept += &format!("--- the end of the {whose}'s log\n");
-    *kept += &lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
-    kept.push('\n');
+/// From now on a test that fails shows the end of this file.
+pub(crate) fn watch_log(path: &Path) {
+    LOGS.lock().unwrap_or_else(PoisonError::into_inner).live.push(path.to_owned());
 }
 
-/// Takes what was kept.
+/// The file is about to go away: keeps its end for the test that runs.
+pub(crate) fn unwatch_log(path: &Path) {
+    let mut logs = LOGS.lock().unwrap_or_else(PoisonError::into_inner);
+    logs.live.retain(|live| live != path);
+    logs.keep(path);
+}
+
+/// Takes what was kept, and the ends of the logs that are being written.
 fn logs() -> String {
-    std::mem::take(&mut *LOGS.lock().unwrap_or_else(PoisonError::into_inner))
+    let mut logs = LOGS.lock().unwrap_or_else(PoisonError::into_inner);
+    for path in logs.live.clone() {
+        logs.keep(&path);
+    }
+    std::mem::take(&mut logs.kept)
+}
+
+/// A cluster for several tests, started by the first that needs it.
+pub struct Shared {
+    options: fn() -> Options,
+    cluster: tokio::sync::Mutex<Option<Arc<Cluster>>>,
+}
+
+impl Shared {
+    /// With these options.
+    pub const fn new(options: fn() -> Options) -> Self {
+        Self { options, cluster: tokio::sync::Mutex::const_new(None) }
+    }
+
+    /// The cluster.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn get(&self) -> Result<Arc<Cluster>> {
+        let mut cluster = self.cluster.lock().await;
+        if let Some(running) = &*cluster {
+            return Ok(Arc::clone(running));
+        }
+        let started = Arc::new(Cluster::start((self.options)()).await?);
+        Ok(Arc::clone(cluster.insert(started)))
+    }
+
+    /// Ends the cluster, once all tests are over, and checks that nothing is left.
+    ///
+    /// # Errors
+    /// Names what is left.
+    pub async fn finish(&self) -> Result<()> {
+        let Some(cluster) = self.cluster.lock().await.take() else { return Ok(()) };
+        Arc::into_inner(cluster).context("a test still uses the cluster")?.finish().await
+    }
 }

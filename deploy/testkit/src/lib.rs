@@ -16,6 +16,7 @@ pub mod framework;
 pub mod harness;
 pub mod host;
 pub mod process;
+pub mod programs;
 pub mod task;
 
 pub use cluster::{Cluster, Options};

@@ -1,0 +1,38 @@
+//! The whole path on the running kernel, as root: what needs no cgroup controllers.
+
+mod bad_config;
+mod bad_task;
+mod command_line;
+mod kill;
+mod ports;
+mod program;
+mod restart;
+
+use std::process::ExitCode;
+
+use bulkhead_testkit::{
+    Options,
+    harness::{self, Shared},
+    host,
+};
+
+/// For tests that neither stop anything nor need it otherwise.
+static CLUSTER: Shared = Shared::new(Options::default);
+
+fn main() -> ExitCode {
+    let unfit = match host::cgroup2_mount() {
+        _ if !host::is_root() => Some("needs root"),
+        Err(_) => Some("needs a cgroup2 mount"),
+        Ok(_) => None,
+    };
+    let tests = [
+        program::tests(),
+        kill::tests(),
+        ports::tests(),
+        restart::tests(),
+        bad_config::tests(),
+        bad_task::tests(),
+        command_line::tests(),
+    ];
+    harness::run(unfit, tests.into_iter().flatten().collect(), || harness::block_on(CLUSTER.finish()))
+}

@@ -1,0 +1,126 @@
+//! A port that was not granted is refused in the task's own call, and everybody can see it.
+
+use anyhow::{Context as _, Result};
+use bulkhead_testkit::{Cluster, Options, Task, harness::skip, programs, trials};
+use libtest_mimic::Trial;
+
+use crate::CLUSTER;
+
+pub(crate) fn tests() -> Vec<Trial> {
+    trials![
+        a_port_outside_the_grant_is_refused,
+        a_granted_port_is_bound,
+        any_port_comes_from_the_grant,
+        no_grant_means_no_port,
+        a_cgroup_below_is_held_too,
+    ]
+}
+
+/// Skips where this kernel takes no port rules; the agent offers none then.
+async fn needs_port_rules(cluster: &Cluster) -> Result<()> {
+    let report = cluster.agent_info().await?.report.context("a report")?;
+    match report.enforced.is_some_and(|e| e.ports) {
+        true => Ok(()),
+        false => skip("needs a kernel that takes BPF programs on bind"),
+    }
+}
+
+async fn a_port_outside_the_grant_is_refused() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    needs_port_rules(&cluster).await?;
+    let framework = cluster.framework("refused").await?;
+    let (granted, other) = (cluster.port(1), cluster.port(2));
+    let end = framework.run(Task::new("t-refused", programs::bind_all(other)).ports(&[granted])).await?;
+    assert_eq!(cluster.stdout(&framework, "t-refused").await?, "EPERM\n".repeat(5));
+    assert_eq!(end.usage.map(|u| u.ports_refused), Some(5));
+
+    let seen = cluster.run_cli(&["events", "--json", "t-refused"]).await?;
+    assert_eq!(seen.code, 0, "{}", seen.stderr);
+    let mut events: Vec<_> = seen
+        .json_lines()?
+        .into_iter()
+        .map(|e| {
+            assert_eq!((&e["port"], &e["framework_id"]), (&other.into(), &framework.id().into()), "{e}");
+            let field = |name: &str| e[name].to_string().trim_matches('"').to_owned();
+            [field("kind"), field("protocol"), field("ip_version"), field("count")].join(" ")
+        })
+        .collect();
+    events.sort_unstable();
+    // IPv4 through an IPv6 socket goes through the hook of IPv6.
+    let expected = ["tcp 4 1", "tcp 6 2", "udp 4 1", "udp 6 1"].map(|e| format!("port_denied {e}"));
+    assert_eq!(events, expected);
+
+    let metrics = http_get(&cluster.agent_address().await?, "/metrics").await?;
+    let line = "bulkhead_agent_port_binds_denied_total{ip_version=\"4\",protocol=\"udp\"} ";
+    let counted = metrics.lines().find_map(|l| l.strip_prefix(line)).context(metrics.clone())?;
+    assert!(counted.parse::<u64>()? >= 1);
+    framework.teardown().await
+}
+
+async fn a_granted_port_is_bound() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    needs_port_rules(&cluster).await?;
+    let framework = cluster.framework("granted").await?;
+    let ports = [4, 5].map(|n| cluster.port(n));
+    for port in ports {
+        // One family after the other: a wildcard socket of one can exclude the other.
+        for (family, kind, host) in programs::SOCKETS {
+            let id = format!("t-{port}-{family}-{kind}-{}", host.len());
+            let argv = programs::bind(&[(family, kind, host, port)]);
+            framework.run(Task::new(&id, argv).ports(&ports)).await?;
+            assert_eq!(cluster.stdout(&framework, &id).await?, format!("{port}\n"), "{id}");
+        }
+    }
+    framework.teardown().await
+}
+
+async fn any_port_comes_from_the_grant() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    needs_port_rules(&cluster).await?;
+    let framework = cluster.framework("any").await?;
+    let ports = [6, 7, 8, 9, 10, 11].map(|n| cluster.port(n));
+    framework.run(Task::new("t", programs::bind_all(0)).ports(&ports)).await?;
+    let output = cluster.stdout(&framework, "t").await?;
+    let got: Vec<u16> = output.lines().map(str::parse).collect::<Result<_, _>>().context(output.clone())?;
+    assert_eq!(got.len(), 5);
+    assert!(got.iter().all(|port| ports.contains(port)), "{got:?} of {ports:?}");
+    framework.teardown().await
+}
+
+async fn no_grant_means_no_port() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    needs_port_rules(&cluster).await?;
+    let framework = cluster.framework("none").await?;
+    let end = framework.run(Task::new("t", programs::bind_all(0))).await?;
+    assert_eq!(cluster.stdout(&framework, "t").await?, "EPERM\n".repeat(5));
+    assert_eq!(end.usage.map(|u| u.ports_refused), Some(5));
+    framework.teardown().await
+}
+
+/// Root may make cgroups below its own; a rule that knows only the task's cgroup would lose it there.
+async fn a_cgroup_below_is_held_too() -> Result<()> {
+    let cluster = Cluster::start(Options { allow_root_tasks: true, ..Options::default() }).await?;
+    needs_port_rules(&cluster).await?;
+    let framework = cluster.framework("below").await?;
+    let own = cluster.guaranteed(&framework, "t")?.display().to_string();
+    let script = "mkdir \"$0/a\" \"$0/a/b\" && echo $$ >\"$0/a/b/cgroup.procs\" && grep -c /a/b /proc/self/cgroup && exec \"$@\"";
+    let mut argv = ["sh", "-c", script, &own].map(str::to_owned).to_vec();
+    argv.extend(programs::bind_all(cluster.port(2)));
+    let end = framework.run(Task::new("t", argv).ports(&[cluster.port(1)]).user("root")).await?;
+    assert_eq!(cluster.stdout(&framework, "t").await?, format!("1\n{}", "EPERM\n".repeat(5)));
+    assert_eq!(end.usage.map(|u| u.ports_refused), Some(5));
+    framework.teardown().await?;
+    cluster.finish().await
+}
+
+/// One HTTP request; the body of the answer.
+async fn http_get(address: &str, path: &str) -> Result<String> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: agent\r\n\r\n").as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("an HTTP answer")?;
+    anyhow::ensure!(head.contains(" 200 "), "{head}");
+    Ok(body.to_owned())
+}
