@@ -339,6 +339,18 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_names_every_command_and_option() {
+        const MANUAL: &str = include_str!("../../../docs/cli.md");
+        let cli = Cli::command();
+        for command in cli.get_subcommands().chain([&cli]) {
+            assert!(MANUAL.contains(command.get_name()), "{}", command.get_name());
+            for option in command.get_arguments().filter_map(clap::Arg::get_long) {
+                assert!(MANUAL.contains(&format!("--{option}")), "{} --{option}", command.get_name());
+            }
+        }
+    }
+
+    #[test]
     fn the_command_follows_two_dashes_and_keeps_its_own_flags() {
         let args = run(&["--cpus", "2", "--", "ls", "--json", "-v"]).unwrap();
         assert_eq!(args.argv, ["ls", "--json", "-v"]);

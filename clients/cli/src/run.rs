@@ -171,7 +171,10 @@ impl Driver<'_> {
                 Effect::Note(text) => self.quietly(|s| s.note(&text)),
                 Effect::Detail(text) => self.quietly(|s| s.detail(&text)),
                 Effect::Report(report) => self.report(&report)?,
-                Effect::Leave(code) => return Ok(Some(code)),
+                Effect::Leave(code) => {
+                    self.notice = None;
+                    return Ok(Some(code));
+                }
             }
         }
         Ok(None)

@@ -61,7 +61,7 @@ impl Drop for Notice {
 
 fn spinner() -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-    match ProgressStyle::with_template("{spinner} {wide_msg}") {
+    match ProgressStyle::with_template("{spinner} {msg}") {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     }
