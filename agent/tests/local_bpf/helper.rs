@@ -171,7 +171,7 @@ fn bound(kind: &str, port: u16, reuse_port: bool) -> Result<(OwnedFd, u16), Errn
         _ => bind(fd.as_raw_fd(), &v6(Ipv6Addr::LOCALHOST))?,
     }
     let name: SockaddrStorage = getsockname(fd.as_raw_fd())?;
-    let v4_port = name.as_sockaddr_in().map(SockaddrIn::port);
-    let port = v4_port.or(name.as_sockaddr_in6().map(SockaddrIn6::port)).unwrap();
+    let (v4, v6) = (name.as_sockaddr_in(), name.as_sockaddr_in6());
+    let port = v4.map(SockaddrIn::port).or_else(|| v6.map(SockaddrIn6::port)).unwrap();
     Ok((fd, port))
 }

@@ -3,6 +3,13 @@
 //! Each test has a cgroup tree, a pin directory and ports of its own, and removes them. Where they
 //! cannot run they print `SKIP <test>: <reason>`.
 
+#![expect(
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "tests, also outside test functions"
+)]
+
 mod exits;
 mod fixture;
 mod helper;
