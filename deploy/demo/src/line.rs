@@ -86,12 +86,7 @@ impl Line {
         if !self.held {
             return self.broken.join("; ");
         }
-        [&self.measured, &self.refused]
-            .iter()
-            .filter(|words| !words.is_empty())
-            .map(|words| words.replace('\n', ", "))
-            .collect::<Vec<_>>()
-            .join("; ")
+        format!("{}; refused: {}", self.measured, self.refused)
     }
 }
 
@@ -102,9 +97,9 @@ mod tests {
     #[test]
     fn a_line_holds_only_where_every_check_does() {
         let mut line = Line::new("cpu", "run".into(), "0.5 CPU".into());
-        line.measured("0.49 CPU\nthrottled").check(true, || unreachable!());
+        line.measured("0.49 CPU").refused("more").check(true, || unreachable!());
         assert!(line.held());
-        assert_eq!(line.summary(), "0.49 CPU, throttled");
+        assert_eq!(line.summary(), "0.49 CPU; refused: more");
         line.check(false, || "too much".into()).check(true, || unreachable!());
         assert!(!line.held());
         assert_eq!(line.summary(), "too much");

@@ -20,7 +20,7 @@ mod stage;
 mod table;
 mod up;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Instant};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -116,8 +116,9 @@ async fn demo(screen: &Screen, cli: &Cli) -> Result<ExitCode> {
     let mut lines = Vec::new();
     for (number, act) in acts.iter().enumerate() {
         screen.title(&format!("{}/{}  {}", number + 1, acts.len(), act.title));
+        let start = Instant::now();
         let line = (act.play)(&stage).await.unwrap_or_else(|error| Line::failed(act, &error));
-        screen.verdict(&line);
+        screen.verdict(&line, start.elapsed());
         lines.push(line);
     }
     stage.close().await?;

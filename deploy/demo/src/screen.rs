@@ -3,6 +3,7 @@
 use std::{
     env,
     io::{self, IsTerminal as _, Write as _},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -55,13 +56,13 @@ impl Screen {
     }
 
     /// How an act ended.
-    pub(crate) fn verdict(&self, line: &Line) {
+    pub(crate) fn verdict(&self, line: &Line, took: Duration) {
         let verdict = if line.held() {
             self.paint("held", Style::new().green().bold())
         } else {
             self.paint("NOT HELD", Style::new().red().bold())
         };
-        self.progress(&format!("     {verdict}: {}", line.summary()));
+        self.progress(&format!("     {verdict} ({:.1} s): {}", took.as_secs_f64(), line.summary()));
     }
 
     /// Why the demo failed.

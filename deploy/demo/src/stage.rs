@@ -62,8 +62,7 @@ impl Stage {
     pub(crate) async fn missing(&self) -> Result<Vec<Kind>> {
         let report = self.cluster.agent_info().await?.report.unwrap_or_default();
         let Enforced { cpu, mem, ports, pids } = report.enforced.unwrap_or_default();
-        let kinds =
-            [(Kind::Cpu, cpu), (Kind::Memory, mem), (Kind::Processes, pids), (Kind::Ports, ports)];
+        let kinds = [(Kind::Cpu, cpu), (Kind::Memory, mem), (Kind::Processes, pids), (Kind::Ports, ports)];
         Ok(kinds.into_iter().filter(|(_, enforced)| !enforced).map(|(kind, _)| kind).collect())
     }
 
@@ -76,7 +75,13 @@ impl Stage {
     /// Runs `bulkhead` with arguments that ought to succeed.
     pub(crate) async fn done(&self, arguments: &[&str]) -> Result<CliOutput> {
         let output = self.bulkhead(arguments).await?;
-        ensure!(output.code == 0, "{}: exit status {}: {}", typed(arguments), output.code, output.stderr.trim());
+        ensure!(
+            output.code == 0,
+            "{}: exit status {}: {}",
+            typed(arguments),
+            output.code,
+            output.stderr.trim()
+        );
         Ok(output)
     }
 
@@ -121,12 +126,13 @@ impl Stage {
     }
 }
 
-/// As a person would type it, for a shell.
+/// As a person would type it for a shell, with longer programs left out.
 fn typed(arguments: &[&str]) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
     let quote = |word: &&str| match word.split_once('\n') {
         Some(_) => "'...'".to_owned(),
         None if word.chars().all(plain) => (*word).to_owned(),
+        None if word.contains('\'') => format!("\"{word}\""),
         None => format!("'{word}'"),
     };
     let words: Vec<String> = arguments.iter().map(quote).collect();
@@ -170,9 +176,19 @@ mod tests {
 
     #[test]
     fn commands_are_shown_as_they_are_typed() {
-        assert_eq!(typed(&["run", "--mem", "64MiB", "--", "tail", "/dev/zero"]), "bulkhead run --mem 64MiB -- tail /dev/zero");
+        assert_eq!(
+            typed(&["run", "--mem", "64MiB", "--", "tail", "/dev/zero"]),
+            "bulkhead run --mem 64MiB -- tail /dev/zero"
+        );
         assert_eq!(typed(&["run", "--", "sh", "-c", "exec a $PORT"]), "bulkhead run -- sh -c 'exec a $PORT'");
-        assert_eq!(typed(&["run", "--", "python3", "-c", "import os\nos.fork()"]), "bulkhead run -- python3 -c '...'");
+        assert_eq!(
+            typed(&["run", "--", "sh", "-c", "trap '' TERM"]),
+            "bulkhead run -- sh -c \"trap '' TERM\""
+        );
+        assert_eq!(
+            typed(&["run", "--", "python3", "-c", "import os\nos.fork()"]),
+            "bulkhead run -- python3 -c '...'"
+        );
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The table that people read.
 
-use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, modifiers::UTF8_ROUND_CORNERS, presets};
+use comfy_table::{
+    Attribute, Cell, Color, ContentArrangement, Table, modifiers::UTF8_ROUND_CORNERS, presets,
+};
 
 use crate::{line::Line, screen::Screen};
 
-const HEADER: [&str; 5] = ["ASKED", "GRANTED", "MEASURED BY THE KERNEL", "REFUSED BY THE KERNEL", "HELD"];
+const HEADER: [&str; 5] = ["ASKED", "GRANTED", "MEASURED", "REFUSED BY THE KERNEL", "HELD"];
 
 /// All lines, and one that sums them up.
 pub(crate) fn render(lines: &[Line], screen: &Screen) -> String {
@@ -20,7 +22,8 @@ pub(crate) fn render(lines: &[Line], screen: &Screen) -> String {
     table.add_rows(lines.iter().map(row));
     let held = lines.iter().filter(|line| line.held()).count();
     let all = lines.len();
-    let sum = if held == all { format!("all {all} lines held") } else { format!("{held} of {all} lines held") };
+    let sum =
+        if held == all { format!("all {all} lines held") } else { format!("{held} of {all} lines held") };
     format!("{table}\n{sum}")
 }
 

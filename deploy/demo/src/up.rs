@@ -35,7 +35,8 @@ pub(crate) async fn run(screen: &Screen, signals: &mut Signals) -> Result<ExitCo
         number = signals.next() => return Ok(crate::signals::exit_code(number)),
     };
     let report = cluster.agent_info().await?.report.unwrap_or_default();
-    screen.out(&welcome(&Binaries::find()?.cli.display().to_string(), report.enforced.unwrap_or_default()))?;
+    screen
+        .out(&welcome(&Binaries::find()?.cli.display().to_string(), report.enforced.unwrap_or_default()))?;
     let ended = tokio::select! {
         _ = signals.next() => None,
         who = cluster.ended() => Some(who),
@@ -65,12 +66,21 @@ master {MASTER}, agent {AGENT}: up until Ctrl-C. In another terminal:
 "
     );
     if fs::read_to_string("/proc/cmdline").is_ok_and(|line| line.contains(GUEST_MARK)) {
-        text += "\nAll of it runs in a virtual machine: so do the tasks, and the ports they open are there.\n";
+        text +=
+            "\nAll of it runs in a virtual machine: so do the tasks, and the ports they open are there.\n";
     }
-    let kinds = [("CPU", enforced.cpu), ("memory", enforced.mem), ("processes", enforced.pids), ("ports", enforced.ports)];
+    let kinds = [
+        ("CPU", enforced.cpu),
+        ("memory", enforced.mem),
+        ("processes", enforced.pids),
+        ("ports", enforced.ports),
+    ];
     let loose: Vec<&str> = kinds.iter().filter(|(_, enforced)| !enforced).map(|(kind, _)| *kind).collect();
     if !loose.is_empty() {
-        text += &format!("\nThis kernel does not enforce: {}. `make run` takes one that does.\n", loose.join(", "));
+        text += &format!(
+            "\nThis kernel does not enforce: {}. `make run` takes one that does.\n",
+            loose.join(", ")
+        );
     }
     text
 }

@@ -35,7 +35,8 @@ print(made, refused)
 
 async fn play(stage: &Stage) -> Result<Line> {
     let limit = PIDS_MAX.to_string();
-    let output = stage.done(&["run", "--name", NAME, "--pids", &limit, "--", "python3", "-ISc", BOMB]).await?;
+    let output =
+        stage.done(&["run", "--name", NAME, "--pids", &limit, "--", "python3", "-ISc", BOMB]).await?;
     let task = stage.ended(NAME).await?;
     let counted = usage(&task)?.pids_refused;
     let told = output.stdout.trim().split_once(' ').context("the program did not count")?;
@@ -44,18 +45,20 @@ async fn play(stage: &Stage) -> Result<Line> {
 
     let mut line = Line::new(
         ACT.name,
-        format!("a fork bomb, {ATTEMPTS} forks:\nrun --pids {PIDS_MAX} -- python3 -c '...'"),
+        format!("a fork bomb: {ATTEMPTS} forks\nrun --pids {PIDS_MAX} -- python3 -c '...'"),
         format!("{PIDS_MAX} processes"),
     );
-    line.measured(format!("{} processes at once,\nnone left after it", made + 1))
-        .refused(format!("{counted} forks: EAGAIN"))
+    line.measured(format!("{} processes at once; none left after it", made + 1))
+        .refused(format!("{counted} forks, with EAGAIN"))
         .figure("pids_max", PIDS_MAX)
         .figure("processes", made + 1)
         .figure("forks_refused", refused)
         .figure("pids_refused", counted)
         .check(made + 1 == PIDS_MAX, || format!("it had {} processes", made + 1))
         .check(made + refused == ATTEMPTS, || format!("only {} forks were tried", made + refused))
-        .check(counted == refused, || format!("the program was refused {refused} forks, the kernel counted {counted}"))
+        .check(counted == refused, || {
+            format!("the program was refused {refused} forks, the kernel counted {counted}")
+        })
         .check(!left, || "its cgroup is still there".to_owned());
     Ok(line)
 }

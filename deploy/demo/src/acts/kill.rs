@@ -45,14 +45,16 @@ async fn play(stage: &Stage) -> Result<Line> {
 
     let mut line = Line::new(
         ACT.name,
-        format!("a daemon, and no SIGTERM:\nrun -- sh -c \"trap '' TERM; setsid ...\"\nkill --grace {GRACE}"),
+        format!(
+            "a daemon that ignores SIGTERM\nrun -- sh -c \"trap '' TERM; setsid ...\"\nkill --grace {GRACE}"
+        ),
         format!("{GRACE} of grace"),
     );
     line.measured(format!(
-        "{} processes before, {daemons} of them a\ndaemon; {alive} after, no cgroup left",
+        "{} processes before, {daemons} of them in a session of its own; {alive} after, and no cgroup",
         before.len()
     ))
-    .refused("to go on: cgroup.kill")
+    .refused("to go on: killed with all that was in its cgroup")
     .figure("processes_before", before.len())
     .figure("processes_after", alive)
     .check(alive == 0, || format!("{alive} processes are left"))
@@ -78,5 +80,6 @@ fn is_daemon(stat: &Stat) -> bool {
 /// Is it still there, and not another with its id?
 fn is_alive(stat: &Stat) -> bool {
     let now = Process::new(stat.pid).and_then(|process| process.stat());
-    now.is_ok_and(|now| now.starttime == stat.starttime)
+    // A zombie has ended, and waits only for its new parent to take note.
+    now.is_ok_and(|now| now.starttime == stat.starttime && now.state != 'Z')
 }

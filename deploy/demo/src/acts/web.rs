@@ -11,18 +11,23 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Act, mib};
+use super::Act;
 use crate::{
     line::Line,
     stage::{Stage, granted_port, state, usage},
 };
 
-pub(super) const ACT: Act =
-    Act { name: "web", title: "a web server, on the port that it was granted", needs: None, play: |stage| Box::pin(play(stage)) };
+pub(super) const ACT: Act = Act {
+    name: "web",
+    title: "a web server, on the port that it was granted",
+    needs: None,
+    play: |stage| Box::pin(play(stage)),
+};
 
 const NAME: &str = "web";
 /// The page is the task's own: nothing else on this machine would answer with it.
-const SERVER: &str = "echo page of $BULKHEAD_TASK_ID >index.html; exec python3 -m http.server --bind 127.0.0.1 $PORT";
+const SERVER: &str =
+    "echo page of $BULKHEAD_TASK_ID >index.html; exec python3 -m http.server --bind 127.0.0.1 $PORT";
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 async fn play(stage: &Stage) -> Result<Line> {
@@ -44,16 +49,19 @@ async fn play(stage: &Stage) -> Result<Line> {
 
     let mut line = Line::new(
         ACT.name,
-        "a web server:\nrun --ports 1 -- python3 -m http.server $PORT".to_owned(),
+        "a web server\nrun --ports 1 -- python3 -m http.server $PORT".to_owned(),
         format!("port {port}"),
     );
-    line.measured(format!("HTTP 200 from port {port},\nthe page is the task's own"))
+    line.measured(format!("HTTP 200 from port {port}, with the task's own page"))
+        .refused("nothing")
         .figure("port", port)
         .figure("body_bytes", page.len())
         .check(page.trim_end() == format!("page of {id}"), || format!("port {port} answered {page:?}"))
-        .check(state(&task) == TaskState::Killed, || format!("after `bulkhead kill` it is {:?}", state(&task)));
+        .check(state(&task) == TaskState::Killed, || {
+            format!("after `bulkhead kill` it is {:?}", state(&task))
+        });
     if peak > 0 {
-        line.measured(format!("{}\n{} at its peak", line.measured, mib(peak))).figure("mem_peak_bytes", peak);
+        line.figure("mem_peak_bytes", peak);
     }
     Ok(line)
 }
