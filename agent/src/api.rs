@@ -3,14 +3,14 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
-use axum::{Router, http::StatusCode, routing::get};
+use axum::{Router, http::StatusCode, routing::get, serve::ListenerExt as _};
 use bulkhead_proto::v1::{
     self, GetInfoRequest, GetInfoResponse, ListLocalTasksRequest, ListLocalTasksResponse, ReadLogRequest,
     WatchEventsRequest, agent_server,
 };
 use futures::{Stream, StreamExt as _, stream};
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, TcpStream, UnixListener},
     sync::{broadcast, oneshot},
 };
 use tonic::{Request, Response, Status, service::Routes};
@@ -92,10 +92,17 @@ pub async fn serve(api: AgentApi, tcp: TcpListener, socket: PathBuf) -> Result<(
         }),
     );
     let served = tokio::try_join!(
-        IntoFuture::into_future(axum::serve(tcp, grpc.clone().merge(http))),
+        IntoFuture::into_future(axum::serve(tcp.tap_io(without_delay), grpc.clone().merge(http))),
         IntoFuture::into_future(axum::serve(unix, grpc)),
     );
     served.map(|_| ()).map_err(ApiError::Serve)
+}
+
+/// A short answer must not wait for the acknowledgement of the one before it.
+fn without_delay(stream: &mut TcpStream) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "set TCP_NODELAY");
+    }
 }
 
 type Answer<T> = Result<Response<T>, Status>;
