@@ -6,10 +6,13 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
 };
 
+use bulkhead_abi::{MAX_EXITS, names};
 use bulkhead_agent::kernel::{
     bpf::{ExitRecords, probe_exits},
     pidfd::Exit,
 };
+use bulkhead_ebpf::observe::exits::ExitsSkelBuilder;
+use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
 use nix::unistd::Pid;
 
 use crate::fixture::{Node, Task};
@@ -136,4 +139,28 @@ fn records_outlive_whoever_asked_for_them() {
     let adopted = node.adopt().unwrap();
     let records = ExitRecords::open(&adopted.exits.unwrap()).unwrap();
     assert_eq!(records.take(task.id).unwrap(), Some(Exit::Code(42)));
+}
+
+#[test]
+fn the_plain_tracepoint_records_the_same() {
+    let Some((node, _)) = node("the_plain_tracepoint_records_the_same") else { return };
+    // What the loader does where the typed tracepoint is refused.
+    let mut memory = std::mem::MaybeUninit::uninit();
+    let mut open = ExitsSkelBuilder::default().open(&mut memory).unwrap();
+    open.progs.process_exit_btf.set_autoload(false);
+    open.maps.exits.set_max_entries(MAX_EXITS).unwrap();
+    open.maps.rodata_data.as_mut().unwrap().task_level = 3;
+    let mut plain = open.load().unwrap();
+    let _link = plain.progs.process_exit_raw.attach().unwrap();
+    let dir = node.spec.pin_dir.join("plain");
+    plain.maps.exits.pin(dir.join(names::EXITS)).unwrap();
+    let records = ExitRecords::open(&dir).unwrap();
+
+    for (n, program) in ["exit 9", "kill -9 $$"].into_iter().enumerate() {
+        let task = node.task(&n.to_string());
+        let child = start(&task, &["sh", "-c", program]);
+        records.watch(task.id, pid(&child)).unwrap();
+        let status = finish(child);
+        assert_eq!(records.take(task.id).unwrap(), Some(as_waited(status)), "{program}");
+    }
 }

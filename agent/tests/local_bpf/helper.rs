@@ -140,6 +140,7 @@ fn order(words: &[&str], sockets: &mut HashMap<String, OwnedFd>) -> Result<Strin
             sockets.insert(name.to_owned(), fd);
             return Ok(port.to_string());
         }
+        ["bind-again", name] => bind(get(sockets, name), &SockaddrIn::new(127, 0, 0, 1, 0))?,
         ["listen", name] => listen(&sockets[name], Backlog::new(1)?)?,
         ["accept-and-close", name] => nix::unistd::close(accept(get(sockets, name))?)?,
         ["close", name] => drop(sockets.remove(name)),

@@ -144,6 +144,19 @@ fn port_0_leaves_out_ports_that_were_bound_by_number() {
 }
 
 #[test]
+fn a_second_bind_of_a_socket_changes_nothing() {
+    let Some(node) = Node::new("a_second_bind_of_a_socket_changes_nothing") else { return };
+    let (rules, task) = (node.rules(), node.task("a"));
+    rules.grant(task.id, &node.ports(&[0, 1])).unwrap();
+    let mut helper = task.helper();
+    assert_eq!(helper.bind("a", "udp4", 0), Ok(node.port));
+    assert_eq!(helper.ask("bind-again a"), (Errno::EINVAL as i32).to_string());
+    assert_eq!(helper.bind("b", "udp4", 0), Ok(node.port + 1));
+    assert_eq!(helper.ask("close a"), "0");
+    assert_eq!(helper.bind("a", "udp4", 0), Ok(node.port));
+}
+
+#[test]
 fn connections_do_not_free_the_port_of_their_listener() {
     let Some(node) = Node::new("connections_do_not_free_the_port_of_their_listener") else { return };
     let (rules, task) = (node.rules(), node.task("a"));

@@ -82,6 +82,12 @@ fn bind(addr: *mut bpf_sock_addr, ip_version: u16) -> i32 {
     if asked != 0 {
         return if grant::contains(cgroup_id, protocol, asked) { ALLOW } else { denied.answer() };
     }
+    // SAFETY: `sk` is the socket, never null here; the verifier admits whole, aligned reads of its port.
+    let bound_port = unsafe { (&raw const (*(*addr).__bindgen_anon_1.sk).src_port).read_volatile() };
+    if bound_port != 0 {
+        // The kernel answers EINVAL, and the port that the socket has stays noted.
+        return ALLOW;
+    }
     // SAFETY: the helper takes the context of this hook.
     let cookie = unsafe { bpf_get_socket_cookie(addr.cast()) };
     match usage::choose(cgroup_id, protocol, cookie) {

@@ -33,7 +33,7 @@ pub struct LoadReport {
 
 /// Loads what is not there yet, attaches it, pins it, and removes what older agents left.
 ///
-/// To be called in a short-lived process: it needs some 50 MB for a moment.
+/// To be called in a short-lived process: it needs 20 to 50 MB for a moment.
 ///
 /// # Errors
 /// Whatever kept the port rules from being loaded. Nothing is left behind then.
