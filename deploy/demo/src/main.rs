@@ -15,7 +15,6 @@
 mod acts;
 mod line;
 mod screen;
-mod signals;
 mod stage;
 mod table;
 mod up;
@@ -23,13 +22,13 @@ mod up;
 use std::{process::ExitCode, time::Instant};
 
 use anyhow::Result;
+use bulkhead_testkit::signals::{self, Signals};
 use clap::{Parser, Subcommand};
 
 use crate::{
     acts::{ACTS, Act},
     line::Line,
     screen::Screen,
-    signals::Signals,
     stage::{Kind, Stage},
 };
 

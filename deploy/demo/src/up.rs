@@ -8,9 +8,13 @@ use std::{
 
 use anyhow::{Result, bail};
 use bulkhead_proto::v1::Enforced;
-use bulkhead_testkit::{Cluster, Options, binaries::Binaries};
+use bulkhead_testkit::{
+    Cluster, Options,
+    binaries::Binaries,
+    signals::{self, Signals},
+};
 
-use crate::{screen::Screen, signals::Signals};
+use crate::screen::Screen;
 
 /// Where master and agent listen unless they are told otherwise, and the CLI looks for them.
 const MASTER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 5050);
@@ -32,7 +36,7 @@ pub(crate) async fn run(screen: &Screen, signals: &mut Signals) -> Result<ExitCo
     };
     let cluster = tokio::select! {
         cluster = Cluster::start(options) => cluster?,
-        number = signals.next() => return Ok(crate::signals::exit_code(number)),
+        number = signals.next() => return Ok(signals::exit_code(number)),
     };
     let report = cluster.agent_info().await?.report.unwrap_or_default();
     screen

@@ -5,6 +5,7 @@
 //!                           |
 //!             framework, task      a scheduler that a test drives step by step
 //!             host, harness        what this machine can do, and tests that are skipped with a reason
+//!             http, signals        for programs around a cluster: fetching a page, and a clean end
 //! ```
 //!
 //! Needs root, like the agent. Clusters of several processes can run side by side: each has its own work
@@ -15,8 +16,10 @@ pub mod cluster;
 pub mod framework;
 pub mod harness;
 pub mod host;
+pub mod http;
 pub mod process;
 pub mod programs;
+pub mod signals;
 pub mod task;
 
 pub use cluster::{Cluster, Options};

@@ -1,14 +1,10 @@
 //! A web server on the port that it was granted, fetched over HTTP.
 
-use std::time::Duration;
-
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 use bulkhead_proto::v1::TaskState;
-use bulkhead_testkit::cluster::{Verdict, until};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    time::timeout,
+use bulkhead_testkit::{
+    cluster::{Verdict, until},
+    http,
 };
 
 use super::Act;
@@ -28,7 +24,6 @@ const NAME: &str = "web";
 /// The page is the task's own: nothing else on this machine would answer with it.
 const SERVER: &str =
     "echo page of $BULKHEAD_TASK_ID >index.html; exec python3 -m http.server --bind 127.0.0.1 $PORT";
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 async fn play(stage: &Stage) -> Result<Line> {
     let run = ["run", "--name", NAME, "--ports", "1", "--detach", "--", "sh", "-c", SERVER];
@@ -36,7 +31,7 @@ async fn play(stage: &Stage) -> Result<Line> {
     let port = granted_port(&stage.task(NAME).await?)?;
     let page = until("the web server", || async {
         let ended = stage.task(NAME).await.is_ok_and(|task| state(&task) != TaskState::Running);
-        match fetch(port).await {
+        match http::get(&format!("127.0.0.1:{port}"), "/").await {
             Ok(page) => Ok(page),
             Err(error) if ended => Err(Verdict::Never(format!("the task ended; {error:#}"))),
             Err(error) => Err(Verdict::NotYet(format!("{error:#}"))),
@@ -64,18 +59,4 @@ async fn play(stage: &Stage) -> Result<Line> {
         line.figure("mem_peak_bytes", peak);
     }
     Ok(line)
-}
-
-/// The body of a page that is answered with 200.
-async fn fetch(port: u16) -> Result<String> {
-    let exchange = async {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.context("connect")?;
-        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.context("ask")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.context("read the answer")?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("an answer without an end of its head")?;
-        ensure!(head.split(' ').nth(1) == Some("200"), "the answer is {:?}", head.lines().next());
-        Ok(body.to_owned())
-    };
-    timeout(ANSWER_WITHIN, exchange).await.context("no answer in time")?
 }

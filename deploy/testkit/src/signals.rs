@@ -1,4 +1,4 @@
-//! Requests to stop, from the moment the demo starts to its very end.
+//! Requests to stop, for programs that have to leave nothing behind.
 
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// SIGINT, SIGTERM and SIGHUP. Once listened for, they no longer end the process: also not while it clears up.
 #[derive(Debug)]
-pub(crate) struct Signals {
+pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
@@ -16,7 +16,10 @@ pub(crate) struct Signals {
 
 impl Signals {
     /// Takes the signals over from the kernel's defaults.
-    pub(crate) fn listen() -> Result<Self> {
+    ///
+    /// # Errors
+    /// When the handlers cannot be installed.
+    pub fn listen() -> Result<Self> {
         let listen = |kind| signal(kind).context("handle signals");
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
@@ -26,7 +29,7 @@ impl Signals {
     }
 
     /// Waits for the next one.
-    pub(crate) async fn next(&mut self) -> Number {
+    pub async fn next(&mut self) -> Number {
         tokio::select! {
             _ = self.interrupt.recv() => Number::SIGINT,
             _ = self.terminate.recv() => Number::SIGTERM,
@@ -36,7 +39,7 @@ impl Signals {
 }
 
 /// As shells show the end by a signal: 130 after Ctrl-C.
-pub(crate) fn exit_code(number: Number) -> ExitCode {
+pub fn exit_code(number: Number) -> ExitCode {
     match number {
         Number::SIGHUP => ExitCode::from(129),
         Number::SIGINT => ExitCode::from(130),
