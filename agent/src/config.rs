@@ -149,6 +149,13 @@ impl Config {
         if let Err(e) = self.port_set() {
             return bad("ports", self.ports.clone(), &e.to_string());
         }
+        let host_and_port = |text: &str| {
+            let parts = text.rsplit_once(':');
+            parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        };
+        if !host_and_port(&self.master) {
+            return bad("master", self.master.clone(), "write HOST:PORT, such as 127.0.0.1:5050");
+        }
         if let Some(kind) = self.allow_unenforced.iter().find(|k| !KINDS.contains(&k.as_str())) {
             return bad("allow_unenforced", kind.clone(), "the kinds are cpu, mem, pids and ports");
         }
@@ -233,6 +240,7 @@ mod tests {
             refused(Config { allow_unenforced: vec!["gpu".into()], ..Config::default() }).contains("gpu")
         );
         assert!(refused(Config { cgroup_root: "../x".into(), ..Config::default() }).contains("cgroup_root"));
+        assert!(refused(Config { master: "host".into(), ..Config::default() }).contains("HOST:PORT"));
         assert!(refused(Config { sample_every_ms: 0, ..Config::default() }).contains("sample_every_ms"));
     }
 }

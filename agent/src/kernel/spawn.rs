@@ -171,6 +171,11 @@ struct Prepared {
 /// Descriptors from here on are not for the program.
 const FIRST_PRIVATE_FD: u32 = 3;
 
+/// The kernel's `struct sigaction`: handler, flags, restorer and mask, one word each. All zero is the default.
+const SIGACTION_WORDS: usize = 4;
+/// Those below have a meaning for every program.
+const FIRST_REALTIME_SIGNAL: c_int = 32;
+
 /// Starts the program. Returns when it was executed, or with the step that failed.
 ///
 /// Blocks the calling thread until the exec, well under a millisecond as a rule.
@@ -294,6 +299,12 @@ extern "C" fn child(prepared: *mut Prepared) -> ! {
             check(p, Step::Groups, libc::syscall(libc::SYS_setgroups, count, groups));
             check(p, Step::Group, libc::syscall(libc::SYS_setresgid, gid, gid, gid));
             check(p, Step::User, libc::syscall(libc::SYS_setresuid, uid, uid, uid));
+        }
+        // What the agent ignores (Rust sees to SIGPIPE, nohup to SIGHUP) would stay ignored in the program.
+        let default = [0_u64; SIGACTION_WORDS];
+        for signal in 1..FIRST_REALTIME_SIGNAL {
+            let nowhere = ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, nowhere, 8usize);
         }
         let none: u64 = 0;
         libc::syscall(

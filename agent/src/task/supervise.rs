@@ -1,6 +1,6 @@
 //! Waits for one task's end, asks it to end when somebody wants that, and leaves no process behind.
 
-use std::{io, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, io, sync::Arc, time::Instant};
 
 use nix::{sys::signal::Signal, unistd::Pid};
 use tokio::{sync::mpsc, time::sleep_until};
@@ -107,13 +107,33 @@ fn recorded_exit(task: &Supervised) -> Exit {
         .unwrap_or(Exit::Unknown)
 }
 
-/// Sends a signal to every process in the cgroup and below it.
+/// How often a task is walked through for processes that were forked meanwhile. One that forks without end is
+/// ended by the grace.
+const WALKS: usize = 8;
+
+/// Sends a signal once to every process in the cgroup and below it, those included that are forked meanwhile:
+/// a shell waits for its new child before it handles its own signal.
 fn signal_all(cgroup: &Cgroup, signal: Signal) -> io::Result<()> {
+    let mut told = BTreeSet::new();
+    for _ in 0..WALKS {
+        let before = told.len();
+        signal_new(cgroup, signal, &mut told)?;
+        if told.len() == before {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn signal_new(cgroup: &Cgroup, signal: Signal, told: &mut BTreeSet<i32>) -> io::Result<()> {
     for child in cgroup.children().map_err(io::Error::other)? {
-        signal_all(&child, signal)?;
+        signal_new(&child, signal, told)?;
     }
     let listed = |c: &Cgroup| c.read("cgroup.procs").map_err(io::Error::other);
     for pid in listed(cgroup)?.lines().filter_map(|l| l.parse().ok()) {
+        if !told.insert(pid) {
+            continue;
+        }
         let Ok(pidfd) = pidfd::open(Pid::from_raw(pid)) else { continue };
         // The id may have gone to a stranger since it was read; while we hold the descriptor it cannot.
         if listed(cgroup)?.lines().any(|l| l.parse() == Ok(pid)) {
