@@ -471,8 +471,12 @@ impl Cluster {
     /// # Errors
     /// Names what is left, or what did not end as it should.
     pub async fn finish(mut self) -> Result<()> {
-        self.stop_agent().await?;
-        self.stop_master().await?;
+        if self.agent.is_some() {
+            self.stop_agent().await?;
+        }
+        if self.master.is_some() {
+            self.stop_master().await?;
+        }
         let cleaned = self.run_agent(&self.cleanup_arguments()).await?;
         ensure!(cleaned.code == 0, "bulkhead-agent cleanup: {}", cleaned.stderr);
         self.assert_clean()

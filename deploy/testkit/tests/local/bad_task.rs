@@ -100,7 +100,7 @@ async fn a_task_without_a_command() -> Result<()> {
     assert_eq!(end.reason(), TaskReason::InvalidTask, "{end:?}");
     assert!(end.message.contains("command"), "{end:?}");
     let end = run(Task::new("../../t", ["true"])).await?;
-    assert_end(&end, TaskState::Rejected, TaskReason::InvalidTask, &["../../t"]);
+    assert_end(&end, TaskState::Rejected, TaskReason::InvalidTask, &["id", "'/'"]);
     Ok(())
 }
 

@@ -49,8 +49,8 @@ async fn run_says_what_was_wrong() -> Result<()> {
         (&["run", "--", "no-such-program"][..], 127, "no-such-program"),
         (&["run", "--", "/etc/passwd"], 126, "/etc/passwd"),
         (&["run", "--user", "no-such-user", "--", "true"], 125, "no-such-user"),
-        (&["run", "--cpus", "100000", "--timeout", "500ms", "--", "true"], 125, "--cpus"),
-        (&["run", "--ports", "9", "--timeout", "500ms", "--", "true"], 125, "port"),
+        (&["run", "--cpus", "100000", "--timeout", "500ms", "--", "true"], 125, "100000 CPUs"),
+        (&["run", "--ports", "9-10", "--timeout", "500ms", "--", "true"], 125, "port"),
         (&["run", "--cpus", "none", "--", "true"], 2, "none"),
         (&["run", "--no-such-flag", "--", "true"], 2, "--no-such-flag"),
     ] {
@@ -76,7 +76,7 @@ async fn run_as_json() -> Result<()> {
 
 async fn ctrl_c_stops_the_task() -> Result<()> {
     let cluster = CLUSTER.get().await?;
-    let script = "trap 'echo stopping; exit 5' TERM; echo ready; while :; do sleep 60; done";
+    let script = "trap 'echo stopping; exit 5' TERM; echo ready; while :; do sleep 0.1; done";
     let arguments = ["run", "--name", "interrupted", "--grace", "60s", "--", "sh", "-c", script];
     let mut run = cluster.cli(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let mut lines = BufReader::new(run.stdout.take().context("stdout")?).lines();

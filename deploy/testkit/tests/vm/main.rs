@@ -1,2 +1,43 @@
-//! placeholder
-fn main() {}
+//! What the kernel does to a task that leaves its grant. Needs cgroup v2 with controllers: a test guest.
+//!
+//! A new test is one function, named in the list at the top of its file.
+
+mod books;
+mod cpu;
+#[path = "../local/kill.rs"]
+mod kill;
+mod memory;
+mod pids;
+#[path = "../local/ports.rs"]
+mod ports;
+mod traces;
+
+use std::process::ExitCode;
+
+use bulkhead_testkit::{
+    Options,
+    harness::{self, Shared},
+    host,
+};
+
+/// For tests that neither stop anything nor need it otherwise.
+static CLUSTER: Shared = Shared::new(Options::default);
+
+fn main() -> ExitCode {
+    let unfit = match host::has_controllers() {
+        _ if !host::is_root() => Some("needs root"),
+        false => Some("needs cgroup v2 cpu and memory controllers"),
+        true => None,
+    };
+    // What was measured of tasks that burn CPU limits what is lent for a while, so `cpu` lends first.
+    let tests = [
+        cpu::tests(),
+        memory::tests(),
+        pids::tests(),
+        ports::tests(),
+        kill::tests(),
+        books::tests(),
+        traces::tests(),
+    ];
+    harness::run(unfit, tests.into_iter().flatten().collect(), || harness::block_on(CLUSTER.finish()))
+}

@@ -1,0 +1,156 @@
+//! CPU time per wall time, as the kernel counts both.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use bulkhead_proto::v1::{FrameworkInfo, ResourceClass, ResourceReport};
+use bulkhead_testkit::{Cluster, Framework, Options, Task, trials};
+use libtest_mimic::Trial;
+
+use crate::CLUSTER;
+
+pub(crate) fn tests() -> Vec<Trial> {
+    trials![
+        revocable_work_yields_to_guaranteed,
+        half_a_cpu_is_half_a_cpu,
+        several_processes_share_one_grant,
+        contention_is_shared_by_grants,
+        a_burst_uses_what_is_idle,
+        limits_hold_while_the_agent_is_away,
+    ]
+}
+
+/// Long against the 100 ms period of `cpu.max`.
+const WINDOW: Duration = Duration::from_secs(3);
+const BURN: &str = "while :; do :; done";
+
+/// Burns on one processor only, so that two of these contend.
+fn burn_on_first(id: &str) -> Task {
+    Task::new(id, ["taskset", "-c", "0", "sh", "-c", BURN]).cpu_burst()
+}
+
+fn usage_usec(cgroup: &Path) -> Result<u64> {
+    let stat = fs::read_to_string(cgroup.join("cpu.stat"))?;
+    let usage = stat.lines().find_map(|l| l.strip_prefix("usage_usec ")).context("usage_usec")?;
+    Ok(usage.parse()?)
+}
+
+/// CPUs that each cgroup used over one common window.
+async fn cpus_used<const N: usize>(cgroups: [&PathBuf; N]) -> Result<[f64; N]> {
+    let read = || cgroups.map(|c| usage_usec(c));
+    let (start, before) = (Instant::now(), read());
+    tokio::time::sleep(WINDOW).await;
+    let (wall, after) = (start.elapsed(), read());
+    let mut used = [0.0; N];
+    for (used, (before, after)) in used.iter_mut().zip(before.into_iter().zip(after)) {
+        *used = Duration::from_micros(after? - before?).div_duration_f64(wall);
+    }
+    Ok(used)
+}
+
+fn assert_near(what: &str, is: f64, should: f64, percent: f64) {
+    assert!((is / should - 1.0).abs() * 100.0 <= percent, "{what}: {is:.3}, expected {should:.3}");
+}
+
+async fn half_a_cpu_is_half_a_cpu() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let framework = cluster.framework("half").await?;
+    framework.start(Task::shell("t", BURN).cpu_milli(500)).await?;
+    let cgroup = cluster.guaranteed(&framework, "t")?;
+    assert_eq!(fs::read_to_string(cgroup.join("cpu.max"))?, "50000 100000\n");
+    let [used] = cpus_used([&cgroup]).await?;
+    assert_near("CPUs", used, 0.5, 10.0);
+    framework.kill("t", 0).await?;
+    let usage = framework.end_of("t").await?.usage.context("a usage")?;
+    assert!(usage.cpu_throttled_usec > 0 && usage.cpu_usec > 1_000_000, "{usage:?}");
+    framework.teardown().await
+}
+
+async fn several_processes_share_one_grant() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let framework = cluster.framework("several").await?;
+    let script = format!("for i in 1 2 3; do setsid sh -c '{BURN}' & done; wait");
+    framework.start(Task::shell("t", &script).cpu_milli(500)).await?;
+    let [used] = cpus_used([&cluster.guaranteed(&framework, "t")?]).await?;
+    assert_near("CPUs of three processes", used, 0.5, 10.0);
+    framework.teardown().await
+}
+
+async fn contention_is_shared_by_grants() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let framework = cluster.framework("contention").await?;
+    framework.start(burn_on_first("small").cpu_milli(200)).await?;
+    framework.start(burn_on_first("large").cpu_milli(600)).await?;
+    let [small, large] = ["small", "large"].map(|t| cluster.guaranteed(&framework, t));
+    let [small, large] = cpus_used([&small?, &large?]).await?;
+    assert_near("the ratio of a grant three times as large", large / small, 3.0, 20.0);
+    framework.teardown().await
+}
+
+async fn a_burst_uses_what_is_idle() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let framework = cluster.framework("burst").await?;
+    framework.start(Task::shell("t", BURN).cpu_milli(200).cpu_burst()).await?;
+    let cgroup = cluster.guaranteed(&framework, "t")?;
+    assert_eq!(fs::read_to_string(cgroup.join("cpu.max"))?, "max 100000\n");
+    let [used] = cpus_used([&cgroup]).await?;
+    assert!(used > 0.5, "{used:.3} CPUs of a grant of 0.2 on an idle machine");
+    framework.teardown().await
+}
+
+async fn report(cluster: &Cluster) -> Result<ResourceReport> {
+    cluster.agent_info().await?.report.context("a report")
+}
+
+async fn revocable_work_yields_to_guaranteed() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let info = FrameworkInfo {
+        name: "lent".into(),
+        classes: vec![ResourceClass::Guaranteed.into(), ResourceClass::Revocable.into()],
+        ..FrameworkInfo::default()
+    };
+    let framework = Framework::subscribe_as(cluster.master_channel().await?, info, true).await?;
+    let before = report(&cluster).await?;
+    framework.start(burn_on_first("lent").cpu_milli(300).revocable()).await?;
+    let after = report(&cluster).await?;
+    assert_eq!(after.revocable_allocated_cpu_milli, before.revocable_allocated_cpu_milli + 300);
+    let guaranteed = |r: &ResourceReport| r.allocated.as_ref().map(|a| (a.cpu_milli, a.mem_bytes));
+    let with_memory = guaranteed(&before).map(|(cpu, mem)| (cpu, mem + (64 << 20)));
+    assert_eq!(guaranteed(&after), with_memory, "CPU is lent, memory is not");
+
+    let lent = cluster.task_cgroup("revocable", framework.id(), "lent")?;
+    let [alone] = cpus_used([&lent]).await?;
+    assert!(alone > 0.5, "{alone:.3} CPUs while nobody else wants any");
+    framework.start(burn_on_first("firm").cpu_milli(300)).await?;
+    let [lent, firm] = cpus_used([&lent, &cluster.guaranteed(&framework, "firm")?]).await?;
+    assert!(lent < 0.1 * firm, "lent {lent:.3}, guaranteed {firm:.3}");
+    framework.teardown().await
+}
+
+async fn limits_hold_while_the_agent_is_away() -> Result<()> {
+    let mut cluster = Cluster::start(Options::default()).await?;
+    let framework = cluster.framework("away").await?;
+    framework.start(Task::shell("t", BURN).cpu_milli(300).pids_max(17)).await?;
+    let cgroup = cluster.guaranteed(&framework, "t")?;
+    let limits = || ["cpu.max", "cpu.weight", "memory.max", "pids.max"].map(|f| read(&cgroup, f));
+    let before = limits();
+    ensure!(before.iter().all(|l| !l.starts_with("max") && !l.is_empty()), "{before:?}");
+    cluster.kill_agent_hard().await?;
+    let [used] = cpus_used([&cgroup]).await?;
+    assert_near("CPUs without an agent", used, 0.3, 10.0);
+    cluster.restart_agent().await?;
+    assert_eq!(limits(), before);
+    framework.kill("t", 0).await?;
+    framework.end_of("t").await?;
+    assert!(!cgroup.exists());
+    framework.teardown().await?;
+    cluster.finish().await
+}
+
+fn read(cgroup: &Path, file: &str) -> String {
+    fs::read_to_string(cgroup.join(file)).unwrap_or_default()
+}
