@@ -1,2 +1,150 @@
-//! placeholder
-fn main() {}
+//! `bulkhead-bench`: what Bulkhead costs, measured on this machine.
+//!
+//! ```text
+//! args -> launch     accept -> RUNNING     latency, fork_exec, agent_metrics
+//!      -> overhead   an idle agent         process_cost
+//!           |
+//!         report     with the machine, as tables or JSON
+//! ```
+//!
+//! Each benchmark starts a master and an agent of its own on loopback.
+
+#![forbid(unsafe_code)]
+
+mod agent_metrics;
+mod fork_exec;
+mod latency;
+mod launch;
+mod machine;
+mod overhead;
+mod process_cost;
+mod report;
+mod tables;
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result};
+use bulkhead_testkit::signals::{self, Signals};
+use clap::{Args, Parser, Subcommand};
+
+use crate::{machine::Machine, report::Report};
+
+/// Measures what Bulkhead costs on this machine.
+///
+/// Starts a master and an agent of its own on loopback; nothing is left of them when it ends, also after Ctrl-C.
+/// Where the kernel lacks cgroup controllers it measures without them, and the result says so.
+#[derive(Parser)]
+#[command(name = "bulkhead-bench", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    benchmark: Benchmark,
+    /// Print one JSON document; fields carry their units
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  bulkhead-bench all
+  bulkhead-bench launch --tasks 1 --samples 1000
+  bulkhead-bench overhead --tasks 500 --seconds 60 --json
+  deploy/vm/run -t 0 -- target/release/bulkhead-bench all      on a stock Debian kernel, in a virtual machine
+
+Needs root. Figures mean something only of a release build (cargo build --workspace --bins --release) on a
+machine that does nothing else. Recorded runs are in bench/runs.
+
+Exit status: 0 measured; 1 could not be measured; 2 a wrong command line; 129, 130, 143 hang-up, Ctrl-C, SIGTERM";
+
+#[derive(Subcommand)]
+enum Benchmark {
+    /// How long a launch takes: from a framework's accept to the status RUNNING
+    ///
+    /// A framework accepts an offer with a burst of tasks; the time until it has the status RUNNING is taken for
+    /// each task of the burst. On the way are the master, the agent, two writes to its journal that are waited for,
+    /// cgroup, limits, sandbox, clone3 and exec. Beside it, in the same run, the same program is started by plain
+    /// fork and exec (posix_spawn), counted from the start of the burst, too; and the agent's own histogram says
+    /// how much of the time it took itself.
+    #[command(after_help = "\
+Percentiles are over the tasks of all bursts of a size. A first burst of each size is left out: it warms caches up.
+The agent's figures come from its buckets: at_most is the upper bound of the one with the percentile.")]
+    Launch(launch::Settings),
+    /// What the agent and the master cost when nothing happens
+    ///
+    /// Measures both without a task and then with many sleeping ones: CPU time over the window (from the kernel's
+    /// counts of the process, and of the agent's cgroup, which is finer), resident memory, threads, descriptors.
+    #[command(after_help = "\
+cpu_percent is of one CPU: 100 is one that does nothing else. Process times are counted in ticks of 10 ms, so one
+tick of a window of 30 s is 0.03 %.")]
+    Overhead(overhead::Settings),
+    /// Run every benchmark with its defaults
+    All,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = async {
+        let mut signals = Signals::listen()?;
+        // What is dropped half-way takes its processes, cgroups, pins and files with it.
+        tokio::select! {
+            measured = measure(&cli.benchmark) => {
+                print(&measured?, cli.json)?;
+                Ok(ExitCode::SUCCESS)
+            }
+            number = signals.next() => Ok(signals::exit_code(number)),
+        }
+    };
+    let outcome: Result<ExitCode> = outcome.await;
+    outcome.unwrap_or_else(|error| {
+        // Nobody is left to be told when standard error itself is gone.
+        drop(writeln!(io::stderr(), "error: {error:#}"));
+        ExitCode::FAILURE
+    })
+}
+
+async fn measure(benchmark: &Benchmark) -> Result<Report> {
+    let mut report = Report::of(Machine::read()?);
+    match benchmark {
+        Benchmark::Launch(settings) => report.launch = Some(launch::run(settings).await?),
+        Benchmark::Overhead(settings) => report.overhead = Some(overhead::run(settings).await?),
+        Benchmark::All => {
+            report.launch = Some(launch::run(&defaults()?).await?);
+            report.overhead = Some(overhead::run(&defaults()?).await?);
+        }
+    }
+    Ok(report)
+}
+
+/// What a benchmark does without options.
+fn defaults<T: Args + clap::FromArgMatches>() -> Result<T> {
+    let command = T::augment_args(clap::Command::new("defaults"));
+    let matches = command.try_get_matches_from(["defaults"])?;
+    Ok(T::from_arg_matches(&matches)?)
+}
+
+fn print(report: &Report, json: bool) -> Result<()> {
+    let text = if json { serde_json::to_string_pretty(report)? } else { tables::render(report) };
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}").and_then(|()| out.flush()).context("write to standard output")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound_and_every_benchmark_has_defaults() {
+        Cli::command().debug_assert();
+        let launch: launch::Settings = defaults().unwrap();
+        assert_eq!(launch.tasks, [1, 10, 100]);
+        let overhead: overhead::Settings = defaults().unwrap();
+        assert_eq!(overhead.tasks, 100);
+        assert!(Cli::try_parse_from(["bulkhead-bench", "launch", "--tasks", "0"]).is_err());
+        assert!(Cli::try_parse_from(["bulkhead-bench"]).is_err());
+    }
+}

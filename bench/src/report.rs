@@ -1,0 +1,22 @@
+//! What was measured, as `--json` prints it and `bench/runs` keeps it.
+
+use serde::Serialize;
+
+use crate::{launch::Burst, machine::Machine, overhead::Overhead};
+
+/// The results of one invocation.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) machine: Machine,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) launch: Option<Vec<Burst>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) overhead: Option<Overhead>,
+}
+
+impl Report {
+    /// Nothing measured yet.
+    pub(crate) fn of(machine: Machine) -> Self {
+        Self { machine, launch: None, overhead: None }
+    }
+}

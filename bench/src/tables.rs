@@ -1,0 +1,176 @@
+//! The report as people read it.
+
+use comfy_table::{Cell, CellAlignment, Table, presets};
+
+use crate::{
+    launch::Burst,
+    machine::Machine,
+    overhead::{Overhead, Window},
+    process_cost::ProcessCost,
+    report::Report,
+};
+
+/// Everything that was measured.
+pub(crate) fn render(report: &Report) -> String {
+    let mut parts = vec![machine(&report.machine)];
+    parts.extend(report.launch.as_deref().map(launch));
+    parts.extend(report.overhead.as_ref().map(overhead));
+    parts.join("\n\n")
+}
+
+fn machine(machine: &Machine) -> String {
+    let mut text = format!(
+        "Linux {} on {}, {} CPUs ({}{}), {}; bulkhead {}, {} build; load {:.2}",
+        machine.kernel,
+        machine.architecture,
+        machine.cpus,
+        machine.cpu_model,
+        if machine.virtualised { ", virtualised" } else { "" },
+        mib(machine.mem_bytes),
+        machine.version,
+        machine.build,
+        machine.load_average,
+    );
+    if !machine.cgroup_controllers {
+        text += "\ncgroup v2 has no cpu and memory controllers here: tasks get no limits but their ports";
+    }
+    if machine.build == "debug" {
+        text += "\na debug build: the figures say little";
+    }
+    text
+}
+
+fn launch(bursts: &[Burst]) -> String {
+    let mut rows = Vec::new();
+    for burst in bursts {
+        for (what, summary) in
+            [("accept to RUNNING", &burst.accept_to_running), ("fork+exec", &burst.fork_exec)]
+        {
+            let times = [summary.min_us, summary.p50_us, summary.p90_us, summary.p99_us, summary.max_us];
+            let mut row = vec![burst.tasks.to_string(), what.to_owned(), summary.samples.to_string()];
+            row.extend(times.map(ms));
+            rows.push(row);
+        }
+        let agent = &burst.agent_launch;
+        let at_most = |us: Option<f64>| us.map_or_else(|| "?".to_owned(), |us| format!("<= {:.1}", us / 1e3));
+        rows.push(vec![
+            burst.tasks.to_string(),
+            format!("in the agent (mean {:.2} ms)", agent.mean_us / 1e3),
+            agent.samples.to_string(),
+            String::new(),
+            at_most(agent.p50_at_most_us),
+            String::new(),
+            at_most(agent.p99_at_most_us),
+            String::new(),
+        ]);
+        let mut ratio = vec![String::new(); 8];
+        (ratio[0], ratio[1]) = (burst.tasks.to_string(), "accept to RUNNING / fork+exec".to_owned());
+        (ratio[4], ratio[6]) = (format!("{:.1} x", burst.ratio_p50), format!("{:.1} x", burst.ratio_p99));
+        rows.push(ratio);
+    }
+    table(&["TASKS", "LAUNCH", "SAMPLES", "MIN ms", "P50 ms", "P90 ms", "P99 ms", "MAX ms"], rows)
+}
+
+fn overhead(overhead: &Overhead) -> String {
+    let row = |window: &Window, who: &str, cost: &ProcessCost| {
+        vec![
+            window.tasks.to_string(),
+            who.to_owned(),
+            format!("{:.3}", cost.cpu_percent),
+            cost.cgroup_cpu_percent.map_or_else(String::new, |percent| format!("{percent:.3}")),
+            mib(cost.resident_bytes),
+            mib(cost.resident_peak_bytes),
+            cost.threads.to_string(),
+            cost.open_files.to_string(),
+        ]
+    };
+    let rows = overhead.windows.iter().flat_map(|w| [row(w, "agent", &w.agent), row(w, "master", &w.master)]);
+    let header = ["TASKS", "IDLE", "CPU %", "CPU % (CGROUP)", "RESIDENT", "PEAK", "THREADS", "OPEN FILES"];
+    format!("{}\nover {} s; 100 % is one CPU", table(&header, rows.collect()), overhead.window_seconds)
+}
+
+fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).force_no_tty().set_header(header);
+    table.add_rows(rows.into_iter().map(|row| {
+        let align = |(n, text): (usize, String)| {
+            Cell::new(text).set_alignment(if n == 1 { CellAlignment::Left } else { CellAlignment::Right })
+        };
+        row.into_iter().enumerate().map(align).collect::<Vec<_>>()
+    }));
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+/// Microseconds as milliseconds.
+fn ms(us: u64) -> String {
+    format!("{}.{:03}", us / 1000, us % 1000)
+}
+
+fn mib(bytes: u64) -> String {
+    let tenths = bytes.saturating_mul(10) >> 20;
+    format!("{}.{} MiB", tenths / 10, tenths % 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{agent_metrics::AgentLaunches, latency::Summary};
+
+    fn report() -> Report {
+        let summary = |p50_us| Summary {
+            samples: 200,
+            min_us: 1,
+            mean_us: 2.0,
+            p50_us,
+            p90_us: 4,
+            p99_us: 5,
+            max_us: 6,
+        };
+        let agent = AgentLaunches {
+            samples: 200,
+            mean_us: 1500.0,
+            p50_at_most_us: Some(2000.0),
+            p99_at_most_us: None,
+        };
+        let burst = Burst {
+            tasks: 1,
+            bursts: 200,
+            accept_to_running: summary(4321),
+            fork_exec: summary(500),
+            ratio_p50: 8.6,
+            ratio_p99: 1.0,
+            agent_launch: agent,
+        };
+        let cost = ProcessCost {
+            cpu_percent: 0.125,
+            cgroup_cpu_percent: None,
+            resident_bytes: 10 << 20,
+            resident_peak_bytes: 11 << 20,
+            threads: 7,
+            open_files: 30,
+        };
+        let window = Window { tasks: 100, agent: cost.clone(), master: cost };
+        Report {
+            machine: Machine::read().unwrap(),
+            launch: Some(vec![burst]),
+            overhead: Some(Overhead { window_seconds: 30, windows: vec![window] }),
+        }
+    }
+
+    #[test]
+    fn tables_show_milliseconds_ratios_and_costs() {
+        let text = render(&report());
+        for words in ["4.321", "8.6 x", "<= 2.0", "0.125", "10.0 MiB", "over 30 s"] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+    }
+
+    #[test]
+    fn json_has_units_in_its_names() {
+        let json = serde_json::to_value(report()).unwrap();
+        assert_eq!(json["launch"][0]["accept_to_running"]["p50_us"], 4321);
+        assert_eq!(json["overhead"]["windows"][0]["agent"]["resident_bytes"], 10 << 20);
+        assert!(json["machine"]["mem_bytes"].as_u64().unwrap() > 0);
+        assert!(json["overhead"]["windows"][0]["master"].get("cgroup_cpu_percent").is_none());
+    }
+}
