@@ -17,8 +17,8 @@ use crate::{
 
 /// By its path: how often a search through PATH fails is not what is measured.
 pub(crate) const SLEEP: [&str; 2] = ["/bin/sleep", "infinity"];
-/// Small enough that a hundred tasks fit on one CPU. They may burst: a cap this low would hold up exec itself.
-const CPU_MILLI: u64 = 5;
+/// The least that there is: a hundred tasks fit on two CPUs. They may burst: a cap this low would hold up exec.
+const CPU_MILLI: u64 = 10;
 const MEM_MIB: u64 = 4;
 /// Bursts of a size, however large they are.
 const FEWEST_BURSTS: usize = 5;
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn a_burst_asks_for_what_its_tasks_need() {
         let wanted = sum(&tasks(100));
-        assert_eq!((wanted.cpu_milli, wanted.mem_bytes), (500, 400 << 20));
+        assert_eq!((wanted.cpu_milli, wanted.mem_bytes), (1000, 400 << 20));
         assert_eq!((ratio(1000, 300), ratio(5, 0)), (3.3, 5.0));
     }
 }
