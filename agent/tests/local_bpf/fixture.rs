@@ -15,8 +15,8 @@ use bulkhead_proto::resources::PortSet;
 
 use crate::helper::{self, Helper};
 
-/// Below the range that kernels choose ports from.
-const FIRST_PORT: u16 = 24_000;
+/// Up to the range that kernels choose ports from.
+const FIRST_PORT: u16 = 20_000;
 const PORTS_PER_TEST: u16 = 200;
 
 /// What an agent has: `<root>/guaranteed/<task>`, hooks on `<root>`, grants keyed by task.
@@ -51,14 +51,13 @@ impl Node {
         if !support.available {
             return skip(&support.reason);
         }
-        static COUNT: AtomicU16 = AtomicU16::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("bulkhead-test-{}-{count}", std::process::id());
+        let port = free_ports();
+        let name = format!("bulkhead-test-{}-{port}", std::process::id());
         let root = mount.join(&name);
         let tasks = root.join("guaranteed");
         fs::create_dir_all(&tasks).unwrap();
         let spec = LoadSpec { pin_dir: Path::new("/sys/fs/bpf").join(&name), cgroup: root, task_level: 3 };
-        Some(Self { spec, port: FIRST_PORT + count * PORTS_PER_TEST, tasks })
+        Some(Self { spec, port, tasks })
     }
 
     /// Adopts or loads, as an agent does at its start.
@@ -95,6 +94,29 @@ impl Task {
     pub(crate) fn helper(&self) -> Helper {
         Helper::start(&self.cgroup)
     }
+}
+
+/// The first of 200 ports that neither another test nor anything else on this machine uses.
+fn free_ports() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(FIRST_PORT);
+    let used = used_ports();
+    loop {
+        let first = NEXT.fetch_add(PORTS_PER_TEST, Ordering::Relaxed);
+        if !used.iter().any(|port| (first..first + PORTS_PER_TEST).contains(port)) {
+            return first;
+        }
+    }
+}
+
+/// Local ports of all sockets, those in TIME_WAIT included.
+fn used_ports() -> Vec<u16> {
+    let port = |line: &str| {
+        let address = line.split_whitespace().nth(1)?;
+        u16::from_str_radix(address.rsplit_once(':')?.1, 16).ok()
+    };
+    let list = |name| fs::read_to_string(Path::new("/proc/net").join(name)).unwrap_or_default();
+    let all = ["tcp", "tcp6", "udp", "udp6"].map(list);
+    all.iter().flat_map(|text| text.lines()).filter_map(port).collect()
 }
 
 /// Removes directories of cgroups, deepest first; files in them go with them.

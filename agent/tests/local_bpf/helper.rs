@@ -140,6 +140,16 @@ fn order(words: &[&str], sockets: &mut HashMap<String, OwnedFd>) -> Result<Strin
             sockets.insert(name.to_owned(), fd);
             return Ok(port.to_string());
         }
+        // Port 0 for `n` sockets, which stay open; the ports.
+        ["take", kind, n] => {
+            let mut ports = Vec::new();
+            for i in 0..n.parse().unwrap() {
+                let (fd, port) = bound(kind, 0, false)?;
+                sockets.insert(format!("{kind}-{i}"), fd);
+                ports.push(port.to_string());
+            }
+            return Ok(ports.join(" "));
+        }
         ["bind-again", name] => bind(get(sockets, name), &SockaddrIn::new(127, 0, 0, 1, 0))?,
         ["listen", name] => listen(&sockets[name], Backlog::new(1)?)?,
         ["accept-and-close", name] => nix::unistd::close(accept(get(sockets, name))?)?,

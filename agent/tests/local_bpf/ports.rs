@@ -186,6 +186,20 @@ fn a_large_grant_is_given_out_to_its_last_port() {
 }
 
 #[test]
+fn port_0_by_several_processes_at_once_gives_no_port_twice() {
+    let Some(node) = Node::new("port_0_by_several_processes_at_once_gives_no_port_twice") else { return };
+    let (rules, task) = (node.rules(), node.task("a"));
+    let granted = node.ports(&(0..200).collect::<Vec<_>>());
+    rules.grant(task.id, &granted).unwrap();
+    let mut helpers = [(); 4].map(|()| task.helper());
+    helpers.iter_mut().for_each(|h| h.tell("take tcp4 50"));
+    let answers = helpers.each_mut().map(Helper::answer).join(" ");
+    // Each answer begins with its 0 for success.
+    let ports: BTreeSet<u16> = answers.split(' ').map(|p| p.parse().unwrap()).filter(|&p| p != 0).collect();
+    assert_eq!(ports, granted.iter().collect(), "{answers}");
+}
+
+#[test]
 fn a_grant_can_be_changed_and_taken_back() {
     let Some(node) = Node::new("a_grant_can_be_changed_and_taken_back") else { return };
     let (rules, task) = (node.rules(), node.task("a"));

@@ -55,3 +55,12 @@ mod pod {
     // SAFETY: repr(C), integers only, and no padding (asserted where the type is made).
     unsafe impl aya::Pod for super::ExitRecord {}
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn c_sees_the_same_fields_in_the_same_order() {
+        let expected = "struct exit_record {\n\t__u32 main_tgid;\n\t__u32 status;\n\t__u64 exited_ns;\n};\n";
+        assert_eq!(super::C_HEADER, expected);
+    }
+}
