@@ -80,11 +80,11 @@ fn kill_message(reason: TaskReason) -> &'static str {
     }
 }
 
+/// Without the number of kills: the kernel counts the first process of a group twice.
 fn oom_message(usage: &TaskUsage, grant: &Grant) -> String {
     format!(
-        "ended by the kernel at its memory limit of {} ({} killed, peak {}): ask for more memory",
+        "ended by the kernel at its memory limit of {} (peak {}): ask for more memory",
         ByteSize::b(grant.mem_bytes),
-        if usage.oom_kills == 1 { "1 process".to_owned() } else { format!("{} processes", usage.oom_kills) },
         ByteSize::b(usage.mem_peak_bytes),
     )
 }
@@ -130,7 +130,7 @@ mod tests {
     fn the_kernel_explains_a_signal_at_the_memory_limit() {
         let oom = end(Exit::Signal(9), None, 2);
         assert_eq!(told(&oom), (TaskState::Failed, TaskReason::OutOfMemory));
-        assert!(oom.message.contains("64.0 MiB") && oom.message.contains("2 processes"), "{}", oom.message);
+        assert!(oom.message.contains("64.0 MiB"), "{}", oom.message);
         assert_eq!(told(&end(Exit::Signal(9), None, 0)), (TaskState::Failed, TaskReason::Signaled));
     }
 
