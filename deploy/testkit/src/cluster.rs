@@ -461,8 +461,8 @@ impl Cluster {
     pub async fn ended(&self) -> String {
         let (master, agent) = (self.master.as_ref(), self.agent.as_ref());
         tokio::select! {
-            status = end_of(master) => format!("the master ended ({status}): {}", self.master_log()),
-            status = end_of(agent) => format!("the agent ended ({status}): {}", self.agent_log()),
+            status = end_of(master) => format!("the master ended ({status}): {}", last_line(&self.master_log())),
+            status = end_of(agent) => format!("the agent ended ({status}): {}", last_line(&self.agent_log())),
         }
     }
 
@@ -559,6 +559,10 @@ async fn end(process: Option<Process>, signal: Signal) -> Result<()> {
     let status = process.ended(HANG).await?;
     ensure!(signal == Signal::SIGKILL || status.success(), "after {signal}: {status}");
     Ok(())
+}
+
+fn last_line(log: &str) -> &str {
+    log.lines().next_back().unwrap_or_default()
 }
 
 /// A process that is not there never ends.

@@ -56,7 +56,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    wants_offers: bool,
+    wants: Option<ResourceClass>,
     offers: Vec<Offer>,
     statuses: Vec<Seen>,
     errors: Vec<String>,
@@ -113,21 +113,20 @@ impl Framework {
     /// # Errors
     /// When they do not come; tells everything that came instead.
     pub async fn offers_for(&self, class: ResourceClass, wanted: &Resources) -> Result<Vec<Offer>> {
-        self.shared.lock().wants_offers = true;
+        self.shared.lock().wants = Some(class);
         self.send(Call::Revive(Revive {})).await?;
         let enough = self
             .wait_for("an offer that has what the task needs", |state| {
-                let of_class = |o: &Offer| o.class() == class;
-                let sum = state.offers.iter().filter(|o| of_class(o)).filter_map(|o| o.resources.as_ref());
+                let sum = state.offers.iter().filter_map(|o| o.resources.as_ref());
                 let sum = sum.fold(Resources::default(), |sum, more| sum.plus(more));
                 // An offer of nothing would do for a task that needs nothing.
                 let some = !sum.is_empty() && sum.contains(wanted);
-                some.then(|| state.offers.extract_if(.., |o| of_class(o)).collect())
+                some.then(|| std::mem::take(&mut state.offers))
             })
             .await;
         let rest = {
             let mut state = self.shared.lock();
-            state.wants_offers = false;
+            state.wants = None;
             std::mem::take(&mut state.offers)
         };
         self.decline(&rest, NOT_AGAIN_MS).await?;
@@ -380,9 +379,13 @@ fn note(state: &mut State, event: Event, acknowledge: bool) -> Option<Call> {
         state.log.push(format!("{event:?}"));
     }
     match event {
-        Event::Offers(v1::Offers { offers }) if state.wants_offers => state.offers.extend(offers),
         Event::Offers(v1::Offers { offers }) => {
-            return Some(Call::Decline(Decline { offer_ids: ids(&offers), refuse_ms: NOT_AGAIN_MS }));
+            // Memory and ports are one pool: an offer of one class keeps them from the other.
+            let (wanted, others): (Vec<_>, _) =
+                offers.into_iter().partition(|o| state.wants == Some(o.class()));
+            state.offers.extend(wanted);
+            let decline = || Call::Decline(Decline { offer_ids: ids(&others), refuse_ms: NOT_AGAIN_MS });
+            return (!others.is_empty()).then(decline);
         }
         Event::Rescind(rescind) => {
             state.offers.retain(|o| !rescind.offer_ids.contains(&o.offer_id));

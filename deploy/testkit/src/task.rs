@@ -2,14 +2,14 @@
 
 use bulkhead_proto::v1::{Grant, PortRange, ResourceClass, Resources, TaskSpec};
 
-/// A task with a small grant unless it says otherwise: a tenth of a CPU and 64 MiB.
+/// A task with a small grant unless it says otherwise: 0.4 CPUs and 64 MiB.
 #[derive(Clone, Debug)]
 pub struct Task(TaskSpec);
 
 impl Task {
     /// This program with these arguments.
     pub fn new<S: Into<String>>(id: &str, argv: impl IntoIterator<Item = S>) -> Self {
-        let resources = Resources { cpu_milli: 100, mem_bytes: 64 << 20, ports: Vec::new() };
+        let resources = Resources { cpu_milli: 400, mem_bytes: 64 << 20, ports: Vec::new() };
         let grant = Grant {
             resources: Some(resources),
             class: ResourceClass::Guaranteed.into(),

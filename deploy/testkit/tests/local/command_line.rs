@@ -51,8 +51,8 @@ async fn run_says_what_was_wrong() -> Result<()> {
         (&["run", "--user", "no-such-user", "--", "true"], 125, "no-such-user"),
         (&["run", "--cpus", "100000", "--timeout", "500ms", "--", "true"], 125, "100000 CPUs"),
         (&["run", "--ports", "9-10", "--timeout", "500ms", "--", "true"], 125, "port"),
-        (&["run", "--cpus", "none", "--", "true"], 2, "none"),
-        (&["run", "--no-such-flag", "--", "true"], 2, "--no-such-flag"),
+        (&["run", "--cpus", "none", "--", "true"], 125, "none"),
+        (&["run", "--no-such-flag", "--", "true"], 125, "--no-such-flag"),
     ] {
         let done = cluster.run_cli(arguments).await?;
         assert_eq!(done.code, code, "{arguments:?}: {}", done.stderr);

@@ -77,7 +77,7 @@ async fn only_the_promised_variables() -> Result<()> {
         [
             "A=1=2",
             "BULKHEAD_CLASS=guaranteed",
-            "BULKHEAD_CPU_MILLI=100",
+            "BULKHEAD_CPU_MILLI=400",
             "BULKHEAD_MEM_BYTES=67108864",
             &format!("BULKHEAD_PORTS={port}"),
             &format!("BULKHEAD_SANDBOX={sandbox}"),

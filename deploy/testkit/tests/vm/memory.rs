@@ -42,22 +42,26 @@ kept = []
 while True:
     kept.append(b'x' * (1 << 20))
 ";
-    let end = framework.run(Task::python("t-hog", hog).mem_mib(48)).await?;
+    let end = framework.run(Task::python("t-hog", hog).mem_mib(48).cpu_milli(1000)).await?;
     assert_eq!(
         (end.state(), end.reason(), end.signal),
         (TaskState::Failed, TaskReason::OutOfMemory, Some(9))
     );
     assert!(end.message.contains("48.0 MiB"), "{}", end.message);
     let usage = end.usage.context("a usage")?;
-    // The kernel counts each process of the group: the hog, and the one that did nothing.
-    assert_eq!(usage.oom_kills, 2, "{usage:?}");
+    // Killed alone, the hog would count once; the kernel counts each of its group, and its first choice twice.
+    assert!(usage.oom_kills >= 2, "{usage:?}");
     assert!((40 << 20..=48 << 20).contains(&usage.mem_peak_bytes), "{usage:?}");
     assert!(!cluster.guaranteed(&framework, "t-hog")?.exists());
     let events = cluster.run_cli(&["events", "--json", "t-hog"]).await?.json_lines()?;
-    assert!(events.iter().any(|e| e["kind"] == "out_of_memory" && e["count"] == 2), "{events:?}");
+    assert!(
+        events.iter().any(|e| e["kind"] == "out_of_memory" && e["count"] == usage.oom_kills),
+        "{events:?}"
+    );
     assert_eq!(framework.statuses("other").len(), 2, "the other task runs on");
-    let shown =
-        cluster.run_cli(&["run", "--mem", "32MiB", "--", "python3", "-c", "b'x' * (1 << 28)"]).await?;
+    let shown = cluster
+        .run_cli(&["run", "--cpus", "1", "--mem", "32MiB", "--", "python3", "-Sc", "b'x' * (1 << 28)"])
+        .await?;
     assert_eq!(shown.code, 137, "{}", shown.stderr);
     assert!(shown.stderr.contains("32 MiB") && shown.stderr.contains("--mem"), "{}", shown.stderr);
     framework.teardown().await
@@ -70,7 +74,7 @@ async fn too_little_to_start_with() -> Result<()> {
     let agent = cluster.agent_pid()?;
     for (number, kib) in [4, 64, 512].into_iter().enumerate() {
         let id = format!("t{number}");
-        let end = framework.run(Task::new(&id, ["python3", "-c", "0"]).mem_bytes(kib << 10)).await?;
+        let end = framework.run(Task::new(&id, ["python3", "-Sc", "0"]).mem_bytes(kib << 10)).await?;
         assert_eq!(end.state(), TaskState::Failed, "{kib} KiB: {end:?}");
         let reasons = [TaskReason::OutOfMemory, TaskReason::LaunchFailed, TaskReason::InvalidGrant];
         assert!(reasons.contains(&end.reason()), "{kib} KiB: {end:?}");

@@ -27,7 +27,7 @@ for _ in range(10000):
         refused += 1
 print(made, refused)
 ";
-    framework.launch(Task::python("t-forks", forks).pids_max(24).mem_mib(256).cpu_milli(500)).await?;
+    framework.launch(Task::python("t-forks", forks).pids_max(24).mem_mib(256).cpu_milli(1000)).await?;
     framework.running("t-forks").await?;
     let other = framework.run(Task::shell("other", "for i in 1 2 3; do true & done; wait")).await?;
     assert_eq!(other.state(), TaskState::Finished, "a neighbour forks as it likes");
