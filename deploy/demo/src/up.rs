@@ -31,7 +31,6 @@ pub(crate) async fn run(screen: &Screen, signals: &mut Signals) -> Result<ExitCo
         master_listen: Some(MASTER),
         agent_listen: Some(AGENT),
         ports: Some(PORTS.to_owned()),
-        measure_strangers: true,
         ..Options::default()
     };
     let cluster = tokio::select! {
