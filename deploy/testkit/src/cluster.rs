@@ -64,6 +64,7 @@ pub struct Cluster {
     name: String,
     first_port: u16,
     dir: TempDir,
+    had_bpffs: bool,
     master_address: SocketAddr,
     master: Option<Process>,
     agent: Option<Process>,
@@ -88,6 +89,7 @@ impl Cluster {
             name: format!("bulkhead-test-{pid}-{number}"),
             first_port: FIRST_PORT + range * PORTS,
             dir,
+            had_bpffs: host::has_bpffs(),
             master_address: options.master_listen.unwrap_or(ANY_LOOPBACK),
             master: None,
             agent: None,
@@ -163,7 +165,7 @@ impl Cluster {
 
     /// Where BPF programs are pinned.
     pub fn bpf_dir(&self) -> PathBuf {
-        Path::new("/sys/fs/bpf").join(&self.name)
+        Path::new(host::BPFFS).join(&self.name)
     }
 
     /// The `n`th port that this cluster offers, up to [`PORTS`].
@@ -520,6 +522,9 @@ impl Drop for Cluster {
         }
         // Pins lie in a directory below it, which is gone now.
         drop(fs::remove_dir(self.bpf_dir()));
+        if !self.had_bpffs {
+            host::unmount_unused_bpffs();
+        }
     }
 }
 

@@ -1,6 +1,9 @@
 //! What this machine can do for tests.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 
@@ -16,6 +19,25 @@ pub fn cgroup2_mount() -> Result<PathBuf> {
     let mounts = mounts.context("read /proc/self/mountinfo")?;
     let found = mounts.into_iter().find(|m| m.fs_type == "cgroup2").map(|m| m.mount_point);
     found.context("no cgroup2 is mounted")
+}
+
+/// Where BPF programs are pinned. The agent mounts it where nobody did.
+pub const BPFFS: &str = "/sys/fs/bpf";
+
+/// Is there a BPF file system?
+pub fn has_bpffs() -> bool {
+    let mounts = procfs::process::Process::myself().and_then(|me| me.mountinfo());
+    let at = |m: procfs::process::MountInfo| m.fs_type == "bpf" && m.mount_point.as_path() == Path::new(BPFFS);
+    mounts.is_ok_and(|mounts| mounts.into_iter().any(at))
+}
+
+/// Takes the BPF file system away again, unless somebody has pinned something meanwhile.
+pub fn unmount_unused_bpffs() {
+    let unused = || fs::read_dir(BPFFS).is_ok_and(|mut entries| entries.next().is_none());
+    if has_bpffs() && unused() {
+        // Where it is in use after all, it stays.
+        drop(nix::mount::umount(BPFFS));
+    }
 }
 
 /// Does cgroup v2 have the controllers that enforcement of CPU, memory and processes needs?

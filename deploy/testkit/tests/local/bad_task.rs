@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use bulkhead_proto::v1::{
     LogStream, Offer, ReadLogRequest, ResourceClass, Resources, TaskReason, TaskState, TaskStatus,
 };
@@ -217,7 +217,7 @@ async fn output_of_a_task_that_is_not_there() -> Result<()> {
         stream: LogStream::Stdout.into(),
         ..ReadLogRequest::default()
     };
-    let error = cluster.agent_api().await?.read_log(request).await.unwrap_err();
+    let error = cluster.agent_api().await?.read_log(request).await.err().context("no such task")?;
     assert_eq!(error.code(), tonic::Code::NotFound);
     assert!(error.message().contains("none"), "{error}");
     Ok(())
