@@ -27,16 +27,19 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 /// Is there a BPF file system?
 pub fn has_bpffs() -> bool {
     let mounts = procfs::process::Process::myself().and_then(|me| me.mountinfo());
-    let at = |m: procfs::process::MountInfo| m.fs_type == "bpf" && m.mount_point.as_path() == Path::new(BPFFS);
+    let at =
+        |m: procfs::process::MountInfo| m.fs_type == "bpf" && m.mount_point.as_path() == Path::new(BPFFS);
     mounts.is_ok_and(|mounts| mounts.into_iter().any(at))
 }
 
 /// Takes the BPF file system away again, unless somebody has pinned something meanwhile.
 pub fn unmount_unused_bpffs() {
-    let unused = || fs::read_dir(BPFFS).is_ok_and(|mut entries| entries.next().is_none());
+    // The kernel's own files have this ending.
+    let pinned = |entry: fs::DirEntry| !entry.file_name().to_string_lossy().ends_with(".debug");
+    let unused = || fs::read_dir(BPFFS).is_ok_and(|entries| !entries.flatten().any(pinned));
     if has_bpffs() && unused() {
         // Where it is in use after all, it stays.
-        drop(nix::mount::umount(BPFFS));
+        let _ = nix::mount::umount(BPFFS);
     }
 }
 
