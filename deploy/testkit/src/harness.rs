@@ -70,7 +70,10 @@ pub fn trial<F: Future<Output = Result<()>>>(path: &str, test: impl FnOnce() -> 
             Ok(Ok(())) => Ok(Completion::Completed),
             Ok(Err(error)) => match error.downcast::<Skip>() {
                 Ok(Skip(why)) => Ok(skipped(&name, &why)),
-                Err(error) => Err(Failed::from(format!("{error:#}\n{}", logs()))),
+                Err(error) => {
+                    show(&format!("{error:#}\n{}", logs()));
+                    Err(Failed::from(format!("{error:#}")))
+                }
             },
             Err(panic) => {
                 show(&logs());

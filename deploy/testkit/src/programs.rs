@@ -1,13 +1,14 @@
 //! Small programs that tests run as tasks.
 
 /// Python: binds each `FAMILY TYPE HOST PORT` of its arguments and prints the port it got or the error's name,
-/// one line each. All sockets stay open until the end.
+/// one line each. Sockets of port 0 stay open, so that no two get the same port.
 pub const BIND: &str = "\
 import errno, socket, sys
 kept = []
 for family, kind, host, port in zip(*[iter(sys.argv[1:])] * 4):
     s = socket.socket(getattr(socket, family), getattr(socket, kind))
-    kept.append(s)
+    if port == '0':
+        kept.append(s)
     try:
         s.bind((host, int(port)))
         print(s.getsockname()[1])
