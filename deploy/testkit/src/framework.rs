@@ -22,6 +22,7 @@ use crate::{HANG, Task};
 
 /// Calls that may wait for the stream.
 const CALLS: usize = 256;
+const STREAM_ENDED: &str = "the stream to the master has ended";
 /// What is declined does not come again before [`Framework::offers_for`] asks for it.
 const NOT_AGAIN_MS: u64 = 3_600_000;
 
@@ -113,8 +114,7 @@ impl Framework {
     /// # Errors
     /// When they do not come; tells everything that came instead.
     pub async fn offers_for(&self, class: ResourceClass, wanted: &Resources) -> Result<Vec<Offer>> {
-        self.shared.lock().wants = Some(class);
-        self.send(Call::Revive(Revive {})).await?;
+        self.want(class).await?;
         let enough = self
             .wait_for("an offer that has what the task needs", |state| {
                 let sum = state.offers.iter().filter_map(|o| o.resources.as_ref());
@@ -283,6 +283,16 @@ impl Framework {
         send(&self.calls, call).await
     }
 
+    /// Asks for offers. Queued while the state is locked, after every decline of what came before: a refusal
+    /// that reached the master later would outlast the revival.
+    async fn want(&self, class: ResourceClass) -> Result<()> {
+        let place = self.calls.reserve().await.context(STREAM_ENDED)?;
+        let mut state = self.shared.lock();
+        state.wants = Some(class);
+        place.send(SchedulerCall { call: Some(Call::Revive(Revive {})) });
+        Ok(())
+    }
+
     async fn wait_for<T>(&self, what: &str, mut find: impl FnMut(&mut State) -> Option<T>) -> Result<T> {
         let found = self
             .wait(HANG, |state| match find(state) {
@@ -338,7 +348,7 @@ fn ids(offers: &[Offer]) -> Vec<String> {
 }
 
 async fn send(calls: &mpsc::Sender<SchedulerCall>, call: Call) -> Result<()> {
-    calls.send(SchedulerCall { call: Some(call) }).await.context("the stream to the master has ended")
+    calls.send(SchedulerCall { call: Some(call) }).await.context(STREAM_ENDED)
 }
 
 async fn read(
@@ -347,28 +357,29 @@ async fn read(
     shared: Arc<Shared>,
 ) {
     loop {
+        // A stream that has ended is noticed when it is read.
+        let place = calls.reserve().await;
         let message = stream.message().await;
-        let answer = {
+        let closed = {
             let mut state = shared.lock();
             match message {
                 Ok(Some(SchedulerEvent { event: Some(event) })) => {
-                    note(&mut state, event, shared.auto_acknowledge)
+                    let answer = note(&mut state, event, shared.auto_acknowledge);
+                    if let (Some(call), Ok(place)) = (answer, place) {
+                        place.send(SchedulerCall { call: Some(call) });
+                    }
                 }
-                Ok(Some(SchedulerEvent { event: None })) => None,
+                Ok(Some(SchedulerEvent { event: None })) => {}
                 ended => {
                     state.log.push(format!("end of the stream: {ended:?}"));
                     state.closed = true;
-                    None
                 }
             }
+            state.closed
         };
         shared.version.send_modify(|v| *v += 1);
-        if shared.lock().closed {
+        if closed {
             return;
-        }
-        if let Some(call) = answer {
-            // A stream that has ended is noticed when it is read.
-            drop(send(&calls, call).await);
         }
     }
 }
