@@ -19,6 +19,7 @@ use crate::{
     event::EventLog,
     isolate::{Isolators, cpu},
     keeper::{Listed, Message, Sender},
+    launch::blocking,
     metrics::Metrics,
 };
 
@@ -85,7 +86,15 @@ pub async fn serve(api: AgentApi, tcp: TcpListener, socket: PathBuf) -> Result<(
     let unix = UnixListener::bind(&socket).map_err(unix_error)?;
     let metrics = Arc::clone(&api.metrics);
     let grpc = Routes::new(agent_server::AgentServer::new(api)).prepare().into_axum_router();
-    let http = Router::new().route("/healthz", get(|| async { "ok\n" })).route(
+    let health = Arc::clone(&metrics);
+    let healthz = move || async move {
+        if health.healthy() {
+            (StatusCode::OK, "ok\n")
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "the journal cannot be written: see the agent's log\n")
+        }
+    };
+    let http = Router::new().route("/healthz", get(healthz)).route(
         "/metrics",
         get(move || async move {
             metrics.render().map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
@@ -139,7 +148,9 @@ impl agent_server::Agent for AgentApi {
 
     async fn list_local_tasks(&self, _: Request<ListLocalTasksRequest>) -> Answer<ListLocalTasksResponse> {
         let tasks = self.ask(Message::List).await?;
-        let tasks = tasks.into_iter().map(|listed| self.measured(listed)).collect();
+        let api = self.clone();
+        // A few files for each task.
+        let tasks = blocking(move || tasks.into_iter().map(|listed| api.measured(listed)).collect()).await;
         Ok(Response::new(ListLocalTasksResponse { tasks }))
     }
 

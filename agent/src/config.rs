@@ -12,7 +12,7 @@ use bulkhead_proto::resources::PortSet;
 use bytesize::ByteSize;
 use serde::Deserialize;
 
-/// Everything that can be set. The same names work in the file and, with dashes, as flags.
+/// Everything that can be set in the file. Most of it has a flag of the same name, with dashes.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -156,6 +156,13 @@ impl Config {
         if !host_and_port(&self.master) {
             return bad("master", self.master.clone(), "write HOST:PORT, such as 127.0.0.1:5050");
         }
+        if self.listen.ip().is_unspecified() && self.advertise.is_empty() {
+            let why = "others cannot reach this address: say with advertise (HOST:PORT) what they can";
+            return bad("listen", self.listen.to_string(), why);
+        }
+        if !self.advertise.is_empty() && !host_and_port(&self.advertise) {
+            return bad("advertise", self.advertise.clone(), "write HOST:PORT, such as node7.example:5051");
+        }
         if let Some(kind) = self.allow_unenforced.iter().find(|k| !KINDS.contains(&k.as_str())) {
             return bad("allow_unenforced", kind.clone(), "the kinds are cpu, mem, pids and ports");
         }
@@ -240,6 +247,9 @@ mod tests {
             refused(Config { allow_unenforced: vec!["gpu".into()], ..Config::default() }).contains("gpu")
         );
         assert!(refused(Config { cgroup_root: "../x".into(), ..Config::default() }).contains("cgroup_root"));
+        let everywhere = SocketAddr::from(([0, 0, 0, 0], 5051));
+        assert!(refused(Config { listen: everywhere, ..Config::default() }).contains("advertise"));
+        assert!(refused(Config { advertise: "x".into(), ..Config::default() }).contains("HOST:PORT"));
         assert!(refused(Config { master: "host".into(), ..Config::default() }).contains("HOST:PORT"));
         assert!(refused(Config { sample_every_ms: 0, ..Config::default() }).contains("sample_every_ms"));
     }

@@ -20,6 +20,8 @@ const FOLLOW_BUFFER: usize = 1024;
 pub struct EventKey {
     /// Whose.
     pub task: TaskKey,
+    /// Of which of its runs: a framework may use an id again.
+    pub cgroup_id: u64,
     /// What happened.
     pub kind: EventKind,
     /// For refused ports.
@@ -132,6 +134,7 @@ mod tests {
     fn denied(task: &str, port: u32) -> EventKey {
         EventKey {
             task: ("f".into(), task.into()),
+            cgroup_id: 1,
             kind: EventKind::PortDenied,
             protocol: Protocol::Tcp,
             ip_version: 4,
@@ -153,6 +156,14 @@ mod tests {
         assert_eq!(seen, [("b", 1, 15, 15), ("a", 4, 10, 20)]);
         assert_eq!([1, 1, 4], [(); 3].map(|()| follow.try_recv().unwrap().count));
         assert!(follow.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_second_run_of_an_id_has_events_of_its_own() {
+        let log = EventLog::new("agent".into(), Arc::new(Metrics::new().unwrap()));
+        log.record(denied("a", 80), 3, String::new(), 1);
+        log.record(EventKey { cgroup_id: 2, ..denied("a", 80) }, 1, String::new(), 2);
+        assert_eq!(log.watch().0.iter().map(|e| e.count).collect::<Vec<_>>(), [3, 1]);
     }
 
     #[test]

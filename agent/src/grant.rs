@@ -39,6 +39,9 @@ pub const MIN_MEM_BYTES: u64 = 512 * 1024;
 const MAX_CPU_MILLI: u64 = 1_000_000_000;
 const MAX_MEM_BYTES: u64 = 1 << 60;
 
+/// PID_MAX_LIMIT of 64-bit kernels.
+const MAX_PIDS: u64 = 4_194_304;
+
 /// A grant that no kernel can hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GrantError {
@@ -54,6 +57,9 @@ pub enum GrantError {
     /// Too little or too much memory.
     #[error("{0} bytes of memory: ask for {MIN_MEM_BYTES} to {MAX_MEM_BYTES}")]
     Memory(u64),
+    /// More processes than any kernel numbers.
+    #[error("{0} processes: ask for 1 to {MAX_PIDS}")]
+    Pids(u64),
     /// Ports that do not exist.
     #[error(transparent)]
     Ports(#[from] PortSetError),
@@ -68,9 +74,9 @@ impl Grant {
         let grant = grant.ok_or(GrantError::Missing)?;
         let resources = grant.resources.as_ref().ok_or(GrantError::Missing)?;
         let class = match v1::ResourceClass::try_from(grant.class) {
-            Ok(v1::ResourceClass::Guaranteed | v1::ResourceClass::Unspecified) => Class::Guaranteed,
+            Ok(v1::ResourceClass::Guaranteed) => Class::Guaranteed,
             Ok(v1::ResourceClass::Revocable) => Class::Revocable,
-            Err(_) => return Err(GrantError::Class(grant.class)),
+            Ok(v1::ResourceClass::Unspecified) | Err(_) => return Err(GrantError::Class(grant.class)),
         };
         if !(MIN_CPU_MILLI..=MAX_CPU_MILLI).contains(&resources.cpu_milli) {
             return Err(GrantError::Cpu(resources.cpu_milli));
@@ -78,13 +84,17 @@ impl Grant {
         if !(MIN_MEM_BYTES..=MAX_MEM_BYTES).contains(&resources.mem_bytes) {
             return Err(GrantError::Memory(resources.mem_bytes));
         }
+        let pids_max = if grant.pids_max == 0 { default_pids_max } else { grant.pids_max };
+        if pids_max > MAX_PIDS {
+            return Err(GrantError::Pids(pids_max));
+        }
         Ok(Self {
             cpu_milli: resources.cpu_milli,
             mem_bytes: resources.mem_bytes,
             ports: resources.port_set()?,
             class,
             cpu_burst: grant.cpu_burst,
-            pids_max: if grant.pids_max == 0 { default_pids_max } else { grant.pids_max },
+            pids_max,
         })
     }
 }
@@ -112,6 +122,8 @@ mod tests {
         assert_eq!(Grant::check(None, 9), Err(GrantError::Missing));
         let class = v1::Grant { class: 7, ..asked(100, 1 << 20) };
         assert_eq!(check(&class), Err(GrantError::Class(7)));
+        let pids = v1::Grant { pids_max: u64::MAX, ..asked(100, 1 << 20) };
+        assert_eq!(check(&pids), Err(GrantError::Pids(u64::MAX)));
         let mut ports = asked(100, 1 << 20);
         ports.resources.as_mut().unwrap().ports.push(v1::PortRange { first: 0, last: 70_000 });
         assert!(matches!(check(&ports), Err(GrantError::Ports(_))));

@@ -5,6 +5,7 @@ use bulkhead_proto::v1;
 use crate::{
     grant::Grant,
     kernel::cgroupfs::{Cgroup, CgroupError},
+    offer::ledger::TaskKey,
 };
 
 pub mod cpu;
@@ -16,6 +17,8 @@ pub mod tree;
 /// The cgroup of one task.
 #[derive(Clone, Debug)]
 pub struct TaskCgroup {
+    /// Whose it is.
+    pub task: TaskKey,
     /// Its directory.
     pub cgroup: Cgroup,
     /// Its id: the key of the task's rules in BPF maps.

@@ -171,6 +171,15 @@ impl Journal {
         Ok(durable.await?)
     }
 
+    /// Writes a record that says nothing, to see whether the disk takes it.
+    ///
+    /// # Errors
+    /// [`JournalError::Append`]: it still does not.
+    pub async fn test(&self) -> Result<(), JournalError> {
+        let nothing = Entry { framework_id: String::new(), task_id: String::new(), fact: None };
+        Ok(self.appender.append(encode(&nothing)).await?.await?)
+    }
+
     /// Is it written through io_uring?
     pub fn through_uring(&self) -> bool {
         self.appender.through_uring()

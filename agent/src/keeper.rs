@@ -11,13 +11,15 @@ use std::{
 };
 
 use bulkhead_proto::v1::{self, AgentMessage, TaskStatus, agent_message};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{MissedTickBehavior, interval},
+};
 
 use crate::{
     event::EventLog,
     isolate::TaskCgroup,
     journal::Journal,
-    kernel::bpf::ExitRecords,
     launch::{LaunchError, Launcher, Running, plan::Defaults},
     metrics::Metrics,
     offer::{Ledger, Reporter, ledger::TaskKey},
@@ -29,6 +31,7 @@ mod launching;
 mod recovery;
 mod reporting;
 
+pub use recovery::RecoverError;
 pub use reporting::Observation;
 
 /// Messages that may wait for the keeper; senders wait beyond it.
@@ -52,10 +55,12 @@ pub enum Message {
     Observed(Observation),
     /// A launch came to its end.
     Launched(TaskKey, Result<Running, LaunchError>),
-    /// A task came to its end.
+    /// A task came to its end; no process of it is left.
     Ended(TaskKey, End),
-    /// The last status of a task is on the disk.
-    Durable(TaskKey, TaskStatus),
+    /// The last status of a task is on the disk, and its limits and its cgroup are gone.
+    Cleared(TaskKey, TaskStatus),
+    /// The journal took or refused a record that was only written to see.
+    JournalTried(bool),
     /// The local API asks for the node's state.
     Info(oneshot::Sender<v1::GetInfoResponse>),
     /// The local API asks for the tasks.
@@ -112,8 +117,6 @@ pub struct Parts {
     pub launcher: Launcher,
     /// What outlives a crash.
     pub journal: Journal,
-    /// Where the kernel notes ends that nobody waits for.
-    pub exits: Option<Arc<ExitRecords>>,
     /// What the kernel refused.
     pub events: Arc<EventLog>,
     /// What Prometheus is told.
@@ -140,7 +143,13 @@ pub struct Keeper {
     inbox: mpsc::Receiver<Message>,
     myself: Sender,
     swept: Instant,
+    journal_works: bool,
+    /// The version of the books that the master was last told of, or found not worth telling.
+    reported: Option<u64>,
 }
+
+/// How often the clock is looked at: repetitions and reports are late by this at most.
+const TICK: Duration = Duration::from_secs(1);
 
 /// How often old sandboxes are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
@@ -152,15 +161,62 @@ impl Keeper {
         let table = Table::new(parts.agent.agent_id.clone(), parts.history);
         let sender = myself.clone();
         let live = BTreeMap::new();
-        (Self { parts, table, live, outbox: None, inbox, myself, swept: Instant::now() }, sender)
+        (
+            Self {
+                parts,
+                table,
+                live,
+                outbox: None,
+                inbox,
+                myself,
+                swept: Instant::now(),
+                journal_works: true,
+                reported: None,
+            },
+            sender,
+        )
     }
 
     /// Handles messages until the process ends.
     pub async fn run(mut self) {
-        while let Some(message) = self.inbox.recv().await {
-            self.handle(message);
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                message = self.inbox.recv() => match message {
+                    Some(message) => self.handle(message),
+                    None => return,
+                },
+                _ = ticks.tick() => self.tick(),
+            }
             self.flush(Instant::now());
         }
+    }
+
+    /// What is due by the clock alone.
+    fn tick(&mut self) {
+        self.reported = None;
+        if self.swept.elapsed() > SWEEP_EVERY {
+            self.swept = Instant::now();
+            self.sweep_sandboxes();
+        }
+        if !self.journal_works {
+            let (journal, myself) = (self.parts.journal.clone(), self.myself.clone());
+            tokio::spawn(async move {
+                let works = journal.test().await.is_ok();
+                drop(myself.send(Message::JournalTried(works)).await);
+            });
+        }
+    }
+
+    /// Without a journal no launch could be kept, so nothing is offered until it works again.
+    fn journal_tried(&mut self, works: bool) {
+        if works != self.journal_works {
+            tracing::warn!(works, "the journal; while it does not work this node offers nothing");
+        }
+        self.journal_works = works;
+        self.parts.metrics.journal_works(works);
+        self.parts.ledger.close(!works);
     }
 
     fn handle(&mut self, message: Message) {
@@ -174,10 +230,14 @@ impl Keeper {
             Message::Launched(key, Ok(running)) => self.launched(key, running),
             Message::Launched(key, Err(error)) => {
                 tracing::info!(task = key.1, error = error.explain(), "launch failed");
-                self.ended(key, &End::failed(error.reason(), error.explain()));
+                if matches!(error, LaunchError::Journal(_)) {
+                    self.journal_tried(false);
+                }
+                self.ended(&key, &End::failed(error.reason(), error.explain()));
             }
-            Message::Ended(key, end) => self.ended(key, &end),
-            Message::Durable(key, status) => self.durable(&key, status),
+            Message::Ended(key, end) => self.ended(&key, &end),
+            Message::Cleared(key, status) => self.cleared(&key, status),
+            Message::JournalTried(works) => self.journal_tried(works),
             // Whoever asked may have gone away meanwhile.
             Message::Info(reply) => drop(reply.send(self.info())),
             Message::List(reply) => drop(reply.send(self.list())),
@@ -217,49 +277,59 @@ impl Keeper {
         }
     }
 
-    /// Everything of the task is gone from the kernel: books it out, and makes its end durable.
-    fn ended(&mut self, key: TaskKey, end: &End) {
-        let Some(live) = self.live.remove(&key) else { return };
-        self.parts.ledger.release(&key);
+    /// No process of the task is left. Its end is made durable first, while the kernel still has its own
+    /// record of it; then limits and cgroup go; only then are its resources free again.
+    fn ended(&mut self, key: &TaskKey, end: &End) {
+        let Some(live) = self.live.get(key) else { return };
         live.ended.send_replace(true);
-        if let Some(cgroup) = &live.cgroup {
-            self.parts.events.unbind(cgroup.id);
-        }
-        let Some(status) = self.table.last_status(&key, end, unix_time_ms()) else { return };
-        let (journal, myself) = (self.parts.journal.clone(), self.myself.clone());
+        let Some(status) = self.table.last_status(key, end, unix_time_ms()) else { return };
+        let (journal, launcher, myself) =
+            (self.parts.journal.clone(), self.parts.launcher.clone(), self.myself.clone());
+        let (key, cgroup) = (key.clone(), live.cgroup.clone());
         tokio::spawn(async move {
             let fact = crate::journal::Fact::Ended(status.clone());
             if let Err(error) = journal.record(&key.0, &key.1, fact).await {
                 // Better told and perhaps forgotten than never told.
-                tracing::error!(
-                    error = crate::error_chain(&error),
-                    task = key.1,
-                    "journal the end of a task"
-                );
+                let error = crate::error_chain(&error);
+                tracing::error!(error, task = key.1, "journal the end of a task");
             }
-            drop(myself.send(Message::Durable(key, status)).await);
+            if let Some(cgroup) = cgroup {
+                crate::launch::blocking(move || launcher.clear(&cgroup)).await;
+            }
+            drop(myself.send(Message::Cleared(key, status)).await);
         });
     }
 
-    fn durable(&mut self, key: &TaskKey, status: TaskStatus) {
+    fn cleared(&mut self, key: &TaskKey, status: TaskStatus) {
+        self.live.remove(key);
+        self.parts.ledger.release(key);
         self.parts.metrics.task_ended(status.state(), status.reason());
         self.table.ended(key, status);
     }
 
-    /// Sends what is due. A master that does not keep up loses the session, and gets all of it with the next.
+    /// Sends what is due and has room; the rest stays due.
     fn flush(&mut self, now: Instant) {
         let Some(outbox) = self.outbox.clone() else { return };
-        let mut messages = Vec::new();
-        if let Some(report) = self.parts.reporter.due(self.parts.ledger.report(), now) {
-            self.parts.metrics.resources(&report);
-            messages.push(agent_message::Message::Report(report));
-        }
-        messages.extend(self.table.due(now).into_iter().map(agent_message::Message::Status));
-        for message in messages {
-            if outbox.try_send(AgentMessage { message: Some(message) }).is_err() {
-                self.outbox = None;
-                return;
+        let version = Some(self.parts.ledger.version());
+        if self.reported != version && outbox.capacity() > 0 {
+            self.reported = version;
+            if let Some(report) = self.parts.reporter.due(self.parts.ledger.report(), now) {
+                self.parts.metrics.resources(&report);
+                self.send(&outbox, agent_message::Message::Report(report));
             }
+        }
+        for status in self.table.due(now, outbox.capacity()) {
+            self.send(&outbox, agent_message::Message::Status(status));
+        }
+    }
+
+    /// There was room a moment ago, and nobody but the heartbeat takes any; a closed session asks for
+    /// everything again when it is opened.
+    fn send(&mut self, outbox: &mpsc::Sender<AgentMessage>, message: agent_message::Message) {
+        if let Err(mpsc::error::TrySendError::Closed(_)) =
+            outbox.try_send(AgentMessage { message: Some(message) })
+        {
+            self.outbox = None;
         }
     }
 }

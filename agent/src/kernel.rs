@@ -4,6 +4,7 @@
 pub mod appender;
 pub mod bpf;
 pub mod cgroupfs;
+pub mod limits;
 pub mod pidfd;
 pub mod probe;
 pub mod ready;

@@ -7,3 +7,15 @@ pub mod sandbox;
 pub use execute::{LaunchError, Launcher, Running};
 pub use plan::{Plan, PlanError};
 pub use sandbox::Sandbox;
+
+/// Runs what blocks on a thread of its own. A panic there goes on here.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is shutting down, and this future with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}

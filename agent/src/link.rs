@@ -73,7 +73,7 @@ pub async fn run(master: &str, keeper: Sender) -> Result<(), LinkError> {
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE);
     let mut pause = FIRST_PAUSE;
-    let mut told = false;
+    let mut told = String::new();
     loop {
         let dialled = Instant::now();
         match session(&endpoint, master, &keeper).await {
@@ -81,15 +81,12 @@ pub async fn run(master: &str, keeper: Sender) -> Result<(), LinkError> {
             Err(error) => {
                 // A session that lasted was a success: its end is news, and the next try comes at once.
                 if dialled.elapsed() > ANSWER_WITHIN {
-                    (pause, told) = (FIRST_PAUSE, false);
+                    (pause, told) = (FIRST_PAUSE, String::new());
                 }
-                if !told {
-                    tracing::warn!(
-                        master,
-                        error = crate::error_chain(&error),
-                        "no session with the master; trying on"
-                    );
-                    told = true;
+                let error = crate::error_chain(&error);
+                if told != error {
+                    tracing::warn!(master, error, "no session with the master; trying on");
+                    told = error;
                 }
             }
             Ok(never) => match never {},
@@ -109,7 +106,9 @@ async fn session(endpoint: &Endpoint, master: &str, keeper: &Sender) -> Result<N
         .await
         .map_err(|_| LinkError::Silent)??;
     tracing::info!(master, "registered");
-    keeper.send(Message::Connected(outbox.clone())).await.map_err(|_| LinkError::Stopping)?;
+    // The keeper has the only strong end: when it lets go, the session is over.
+    let weak = outbox.downgrade();
+    keeper.send(Message::Connected(outbox)).await.map_err(|_| LinkError::Stopping)?;
 
     let every = Duration::from_millis(answer.heartbeat_interval_ms.max(100));
     let mut heartbeat = interval(every);
@@ -123,6 +122,7 @@ async fn session(endpoint: &Endpoint, master: &str, keeper: &Sender) -> Result<N
             _ = heartbeat.tick() => {
                 let beat = agent_message::Message::Heartbeat(v1::Heartbeat {});
                 // A full outbox carries enough signs of life.
+                let outbox = weak.upgrade().ok_or(LinkError::Closed)?;
                 if let Err(mpsc::error::TrySendError::Closed(_)) = outbox.try_send(wrap(beat)) {
                     return Err(LinkError::Closed);
                 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bulkhead_proto::v1::{Event, EventKind, Protocol, ResourceReport, Resources, TaskReason, TaskState};
 use prometheus::{
-    Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Counter, Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 /// From a tenth of a millisecond to two seconds: a launch takes about one.
@@ -22,7 +22,8 @@ pub struct Metrics {
     limit_hits: IntCounterVec,
     resources: GaugeVec,
     features: IntGaugeVec,
-    cpu_seconds: Gauge,
+    journal_works: IntGauge,
+    cpu_seconds: Counter,
     resident_bytes: Gauge,
 }
 
@@ -69,7 +70,11 @@ impl Metrics {
                 Opts::new("bulkhead_agent_kernel_feature", "1 where this kernel has the feature."),
                 &["feature"],
             )?,
-            cpu_seconds: Gauge::new("process_cpu_seconds_total", "CPU time of the agent itself.")?,
+            journal_works: IntGauge::new(
+                "bulkhead_agent_journal_works",
+                "0 while the journal cannot be written; nothing is offered then.",
+            )?,
+            cpu_seconds: Counter::new("process_cpu_seconds_total", "CPU time of the agent itself.")?,
             resident_bytes: Gauge::new(
                 "process_resident_memory_bytes",
                 "Resident memory of the agent itself.",
@@ -77,11 +82,13 @@ impl Metrics {
             registry,
         };
         metrics.register()?;
+        metrics.journal_works(true);
         Ok(metrics)
     }
 
     fn register(&self) -> Result<(), prometheus::Error> {
-        let all: [Box<dyn prometheus::core::Collector>; 8] = [
+        let all: [Box<dyn prometheus::core::Collector>; 9] = [
+            Box::new(self.journal_works.clone()),
             Box::new(self.launch_seconds.clone()),
             Box::new(self.tasks_ended.clone()),
             Box::new(self.ports_denied.clone()),
@@ -143,6 +150,16 @@ impl Metrics {
         revocable("allocated", report.revocable_allocated_cpu_milli);
     }
 
+    /// The journal takes records, or does not.
+    pub fn journal_works(&self, works: bool) {
+        self.journal_works.set(i64::from(works));
+    }
+
+    /// Can this agent do its work? What /healthz answers.
+    pub fn healthy(&self) -> bool {
+        self.journal_works.get() == 1
+    }
+
     /// What the probe found.
     pub fn feature(&self, name: &str, available: bool) {
         self.features.with_label_values(&[name]).set(i64::from(available));
@@ -155,7 +172,8 @@ impl Metrics {
     pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
         if let Ok(stat) = procfs::process::Process::myself().and_then(|me| me.stat()) {
             let ticks = precise(stat.utime + stat.stime);
-            self.cpu_seconds.set(ticks / precise(procfs::ticks_per_second()));
+            let total = ticks / precise(procfs::ticks_per_second());
+            self.cpu_seconds.inc_by((total - self.cpu_seconds.get()).max(0.0));
             self.resident_bytes.set(precise(stat.rss * procfs::page_size()));
         }
         let mut text = Vec::new();

@@ -14,9 +14,10 @@ use crate::{
     identity::{self, Held},
     isolate::{Isolator, Isolators, cpu::Cpu, memory::Memory, pids::Pids, ports::Ports, tree::Tree},
     journal::Journal,
-    keeper::{Keeper, Parts},
+    keeper::{Keeper, Parts, RecoverError},
     kernel::{
         bpf::{self, DenialStream, ExitRecords, PortRules},
+        limits,
         probe::Features,
     },
     launch::{Launcher, plan::Defaults, sandbox::Keep},
@@ -50,6 +51,9 @@ pub enum NodeError {
         /// Why it is not there.
         detail: String,
     },
+    /// The tasks of the agent before this one.
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
     /// The BPF programs.
     #[error("load the BPF programs")]
     Bpf(#[from] bpf::BpfError),
@@ -82,6 +86,9 @@ const REQUIRED: [&str; 3] = ["cgroup2", "cgroup_kill", "clone_into_cgroup"];
 /// [`NodeError`] says what was wrong and what to do.
 pub async fn run(config: Config) -> Result<(), NodeError> {
     config.check()?;
+    if let Err(error) = limits::raise_open_files() {
+        tracing::warn!(%error, "raise the limit of open files; it bounds the number of tasks");
+    }
     let mut held = identity::lock_work_dir(&config.work_dir)?;
     let features = Features::probe();
     require(&features)?;
@@ -92,7 +99,12 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     let machine = NodeCapacity::read()?;
     let tree = Tree::set_up(&config.cgroup_root, machine.cpus).map_err(NodeError::Tree)?;
     held.also(tree.root.path())?;
-    let bpf = open_bpf(&config, &tree, &features)?;
+    let bpf = if features.has("bpf_ports") { open_bpf(&config, &tree) } else { Ok(Bpf::default()) };
+    let bpf = bpf.unwrap_or_else(|error| {
+        metrics.feature("bpf_ports", false);
+        tracing::error!(error = crate::error_chain(&error), "port rules cannot be loaded");
+        Bpf::default()
+    });
 
     let enforced = Enforced {
         cpu: tree.has("cpu"),
@@ -113,15 +125,19 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     }
     let events = Arc::new(EventLog::new(agent.agent_id.clone(), Arc::clone(&metrics)));
     let isolators = Arc::new(isolators(&tree, &bpf, &events));
-    let launcher =
-        Launcher::new(tree.clone(), Arc::clone(&isolators), config.work_dir.clone(), config.allow_root_tasks);
+    let launcher = Launcher::new(
+        tree.clone(),
+        Arc::clone(&isolators),
+        bpf.exits.clone(),
+        config.work_dir.clone(),
+        config.allow_root_tasks,
+    );
     let (mut keeper, messages) = Keeper::new(Parts {
         ledger: ledger(&config, machine, &enforced)?,
         reporter: Reporter::new(enforced, std::time::Duration::from_millis(config.report_every_ms)),
         agent,
         launcher,
         journal,
-        exits: bpf.exits.clone(),
         events: Arc::clone(&events),
         metrics: Arc::clone(&metrics),
         defaults: defaults(&config),
@@ -129,7 +145,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         keep: keep(&config),
         work_dir: config.work_dir.clone(),
     });
-    keeper.recover(replayed).map_err(NodeError::Tree)?;
+    keeper.recover(replayed)?;
     tokio::spawn(keeper.run());
     if let Some(denials) = bpf.denials {
         tokio::spawn(crate::isolate::ports::follow(denials, Arc::clone(&events)));
@@ -161,10 +177,7 @@ struct Bpf {
 }
 
 /// Loads or adopts what this kernel takes; what it does not take was told by the probe.
-fn open_bpf(config: &Config, tree: &Tree, features: &Features) -> Result<Bpf, NodeError> {
-    if !features.has("bpf_ports") {
-        return Ok(Bpf::default());
-    }
+fn open_bpf(config: &Config, tree: &Tree) -> Result<Bpf, NodeError> {
     let spec = bpf::LoadSpec {
         pin_dir: pin_dir(config),
         cgroup: tree.root.path().to_owned(),
@@ -192,7 +205,15 @@ fn open_bpf(config: &Config, tree: &Tree, features: &Features) -> Result<Bpf, No
 
 /// Pins of several agents on one host lie apart by their cgroup roots.
 pub fn pin_dir(config: &Config) -> PathBuf {
-    config.bpf_dir.join(config.cgroup_root.display().to_string().trim_matches('/').replace('/', "-"))
+    let root = config.cgroup_root.to_string_lossy();
+    config.bpf_dir.join(pin_name(root.trim_matches('/')))
+}
+
+/// A name for a bpffs, which has no dots and slashes in its names; different for different roots.
+fn pin_name(cgroup_root: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    let escaped = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("_{byte:02x}") };
+    cgroup_root.bytes().map(escaped).collect()
 }
 
 fn isolators(tree: &Tree, bpf: &Bpf, events: &Arc<EventLog>) -> Isolators {
@@ -228,11 +249,19 @@ fn ledger(config: &Config, machine: NodeCapacity, enforced: &Enforced) -> Result
         value: config.ports.clone(),
         why: e.to_string(),
     })?;
-    let when = |yes: bool, amount: u64| if yes { amount } else { 0 };
+    // Nothing can be promised next to a task that may fork without bound.
+    let bounded = offered("pids", enforced.pids);
+    if !bounded {
+        tracing::warn!(
+            "nothing is offered: this kernel cannot bound processes (see --allow-unenforced pids)"
+        );
+    }
+    let when = |yes: bool, amount: u64| if yes && bounded { amount } else { 0 };
     let capacity = Resources {
         cpu_milli: when(offered("cpu", enforced.cpu), limit(wanted_milli, all_cpu_milli)),
         mem_bytes: when(offered("mem", enforced.mem), limit(config.mem.as_u64(), machine.mem_bytes)),
-        ports: if offered("ports", enforced.ports) { ports } else { PortSet::default() }.to_ranges(),
+        ports: if bounded && offered("ports", enforced.ports) { ports } else { PortSet::default() }
+            .to_ranges(),
     };
     let floor = Resources {
         cpu_milli: config.reserve_cpu_milli,
@@ -271,18 +300,33 @@ fn keep(config: &Config) -> Keep {
 /// # Errors
 /// Where an agent is still running, or something cannot be removed.
 pub async fn cleanup(config: &Config) -> Result<(), NodeError> {
-    let _alone = identity::lock_work_dir(&config.work_dir)?;
+    let mut alone = identity::lock_work_dir(&config.work_dir)?;
     let tree = Tree::locate(&config.cgroup_root).map_err(NodeError::Tree)?;
+    if tree.root.exists() {
+        // An agent with another work directory may be at work in it.
+        alone.also(tree.root.path())?;
+        let root = tree.root.clone();
+        root.kill().map_err(NodeError::Tree)?;
+        root.wait_empty().await.map_err(NodeError::Tree)?;
+        root.remove().map_err(NodeError::Tree)?;
+        tracing::info!(cgroup = %root.path().display(), "removed");
+    }
+    // Last: tasks are held to their ports as long as they run.
     bpf::remove(&pin_dir(config))?;
     // Shared with other agents on this host: it goes with the last one.
     drop(std::fs::remove_dir(&config.bpf_dir));
-    if !tree.root.exists() {
-        return Ok(());
-    }
-    let root = tree.root.clone();
-    root.kill().map_err(NodeError::Tree)?;
-    root.wait_empty().await.map_err(NodeError::Tree)?;
-    root.remove().map_err(NodeError::Tree)?;
-    tracing::info!(cgroup = %root.path().display(), "removed");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_of_different_roots_never_meet() {
+        assert_eq!(pin_name("bulkhead"), "bulkhead");
+        assert_eq!(pin_name("system.slice/x.service"), "system_2eslice_2fx_2eservice");
+        let names = ["a/b", "a-b", "a_b", "a.b", "a_2fb"].map(pin_name);
+        assert_eq!(names.iter().collect::<std::collections::BTreeSet<_>>().len(), names.len(), "{names:?}");
+    }
 }

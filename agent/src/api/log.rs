@@ -8,24 +8,33 @@ use std::{
         unix::fs::{FileExt as _, OpenOptionsExt as _},
     },
     path::Path,
+    time::Duration,
 };
 
 use bulkhead_proto::v1::{LogChunk, LogStream, ReadLogRequest};
 use futures::{Stream, stream};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use tokio::{io::Interest, sync::watch};
+use tokio::{
+    io::Interest,
+    sync::watch,
+    time::{Interval, interval},
+};
 use tonic::Status;
 
 use crate::{keeper::Located, kernel::ready::Ready, launch::Sandbox};
 
 /// Bytes in one message: large enough to be cheap, small enough that a reader sees progress.
 const CHUNK_BYTES: usize = 64 * 1024;
+/// Between two looks where the kernel cannot tell of growth: people do not notice it.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// One of the two files.
 struct Output {
     stream: LogStream,
     file: File,
     offset: u64,
+    /// Where a reading ends that does not follow, so that a busy writer cannot make it endless.
+    end: u64,
 }
 
 /// Where the reading stands.
@@ -38,9 +47,15 @@ struct Reader {
 
 /// Wakes when a file grows or the task ends.
 struct Follow {
-    changes: Ready,
-    inotify: Inotify,
+    changes: Changes,
     ended: watch::Receiver<bool>,
+}
+
+/// How growth is noticed.
+enum Changes {
+    Inotify(Ready, Inotify),
+    /// The user's inotify instances are used up (fs.inotify.max_user_instances): look now and then.
+    Clock(Interval),
 }
 
 /// Opens the output that is asked for.
@@ -51,38 +66,29 @@ pub(super) fn read(
     located: Located,
     request: &ReadLogRequest,
 ) -> Result<impl Stream<Item = Result<LogChunk, Status>> + use<>, Status> {
+    if located.sandbox.as_os_str().is_empty() {
+        return Err(Status::not_found("the task has no output: its program was not started"));
+    }
     let sandbox = Sandbox::at(located.sandbox);
     let wanted = match request.stream() {
         LogStream::Unspecified => vec![LogStream::Stdout, LogStream::Stderr],
         one => vec![one],
     };
-    let mut outputs = Vec::new();
-    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)
-        .map_err(|e| Status::internal(format!("inotify_init: {e}")))?;
-    for stream in wanted {
-        let (path, offset) = match stream {
-            LogStream::Stderr => (sandbox.stderr(), request.stderr_offset),
-            _ => (sandbox.stdout(), request.stdout_offset),
-        };
-        // The watch comes before the first read, so that nothing falls between the two.
-        let watched = inotify.add_watch(&path, AddWatchFlags::IN_MODIFY);
-        let file =
-            watched.map_err(io::Error::from).and_then(|_| open(&path)).map_err(|e| unreadable(&path, &e))?;
-        let offset = match (request.tail_bytes, file.metadata()) {
-            (tail, Ok(meta)) if tail > 0 => offset.max(meta.len().saturating_sub(tail)),
-            _ => offset,
-        };
-        outputs.push(Output { stream, file, offset });
-    }
-    let follow = if request.follow { Some(Follow::new(inotify, located.ended)?) } else { None };
+    // The watch comes before the first read, so that nothing falls between the two.
+    let follow = if request.follow { Some(Follow::new(&sandbox, located.ended)?) } else { None };
+    let outputs =
+        wanted.into_iter().map(|stream| Output::open(&sandbox, stream, request)).collect::<Result<_, _>>()?;
     Ok(stream::try_unfold(Reader { outputs, follow, complete: false }, next))
 }
 
 /// The next piece of output; waits for one while following.
 async fn next(mut reader: Reader) -> Result<Option<(LogChunk, Reader)>, Status> {
     loop {
-        for output in &mut reader.outputs {
-            if let Some(chunk) = output.read()? {
+        for _ in 0..reader.outputs.len() {
+            let chunk = reader.outputs[0].read()?;
+            // The other one is next, or a flood on one would hide the other.
+            reader.outputs.rotate_left(1);
+            if let Some(chunk) = chunk {
                 return Ok(Some((chunk, reader)));
             }
         }
@@ -98,8 +104,21 @@ async fn next(mut reader: Reader) -> Result<Option<(LogChunk, Reader)>, Status> 
 }
 
 impl Output {
+    fn open(sandbox: &Sandbox, stream: LogStream, request: &ReadLogRequest) -> Result<Self, Status> {
+        let (path, offset) = match stream {
+            LogStream::Stderr => (sandbox.stderr(), request.stderr_offset),
+            _ => (sandbox.stdout(), request.stdout_offset),
+        };
+        let file = open(&path).map_err(|e| unreadable(&path, &e))?;
+        let length = file.metadata().map_err(|e| unreadable(&path, &e))?.len();
+        let tail = if request.tail_bytes > 0 { length.saturating_sub(request.tail_bytes) } else { 0 };
+        let end = if request.follow { u64::MAX } else { length };
+        Ok(Self { stream, file, offset: offset.max(tail), end })
+    }
+
     fn read(&mut self) -> Result<Option<LogChunk>, Status> {
-        let mut data = vec![0; CHUNK_BYTES];
+        let left = usize::try_from(self.end.saturating_sub(self.offset)).unwrap_or(usize::MAX);
+        let mut data = vec![0; CHUNK_BYTES.min(left)];
         let count = self
             .file
             .read_at(&mut data, self.offset)
@@ -115,12 +134,24 @@ impl Output {
 }
 
 impl Follow {
-    fn new(inotify: Inotify, ended: watch::Receiver<bool>) -> Result<Self, Status> {
+    fn new(sandbox: &Sandbox, ended: watch::Receiver<bool>) -> Result<Self, Status> {
+        let changes = match Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC) {
+            Ok(inotify) => Self::watch(sandbox, inotify)?,
+            Err(_) => Changes::Clock(interval(LOOK_EVERY)),
+        };
+        Ok(Self { changes, ended })
+    }
+
+    fn watch(sandbox: &Sandbox, inotify: Inotify) -> Result<Changes, Status> {
+        for path in [sandbox.stdout(), sandbox.stderr()] {
+            let added = inotify.add_watch(&path, AddWatchFlags::IN_MODIFY);
+            added.map_err(|e| unreadable(&path, &e.into()))?;
+        }
         let copy = inotify.as_fd().try_clone_to_owned();
-        let changes = copy
+        let ready = copy
             .and_then(|fd| Ready::watch(fd, Interest::READABLE))
             .map_err(|e| Status::internal(format!("watch the task's output: {e}")))?;
-        Ok(Self { changes, inotify, ended })
+        Ok(Changes::Inotify(ready, inotify))
     }
 
     /// True when the task has ended, false when a file may have grown.
@@ -128,13 +159,22 @@ impl Follow {
         tokio::select! {
             // The keeper going away ends the following too.
             result = self.ended.wait_for(|ended| *ended) => { drop(result); Ok(true) }
-            ready = self.changes.wait() => {
-                ready.map_err(|e| Status::internal(format!("wait for output: {e}")))?;
-                // Which file changed does not matter: both are read.
-                while self.inotify.read_events().is_ok_and(|events| !events.is_empty()) {}
-                Ok(false)
-            }
+            changed = self.changes.wait() => changed.map(|()| false),
         }
+    }
+}
+
+impl Changes {
+    async fn wait(&mut self) -> Result<(), Status> {
+        match self {
+            Self::Inotify(ready, inotify) => {
+                ready.wait().await.map_err(|e| Status::internal(format!("wait for output: {e}")))?;
+                // Which file changed does not matter: both are read.
+                while inotify.read_events().is_ok_and(|events| !events.is_empty()) {}
+            }
+            Self::Clock(ticks) => drop(ticks.tick().await),
+        }
+        Ok(())
     }
 }
 
@@ -163,8 +203,9 @@ mod tests {
     fn sandbox() -> (tempfile::TempDir, Sandbox, File) {
         let dir = tempfile::tempdir().unwrap();
         let sandbox = Sandbox::at(dir.path());
-        let stdout = Sandbox::open_output(&sandbox.stdout()).unwrap();
-        Sandbox::open_output(&sandbox.stderr()).unwrap();
+        let me = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
+        let stdout = Sandbox::open_output(&sandbox.stdout(), me).unwrap();
+        Sandbox::open_output(&sandbox.stderr(), me).unwrap();
         (dir, sandbox, stdout)
     }
 
@@ -202,6 +243,24 @@ mod tests {
         assert_eq!(chunks.len(), 1);
         let chunk = chunks[0].as_ref().unwrap();
         assert_eq!((chunk.data.as_slice(), chunk.offset), (b"789".as_slice(), 7));
+    }
+
+    #[tokio::test]
+    async fn a_flood_on_one_stream_does_not_hide_the_other() {
+        let (_dir, sandbox, mut stdout) = sandbox();
+        stdout.write_all(&vec![b'x'; 3 * CHUNK_BYTES]).unwrap();
+        std::fs::write(sandbox.stderr(), "error").unwrap();
+        let (_ended, place) = located(&sandbox);
+        let chunks: Vec<_> = read(place, &ReadLogRequest::default()).unwrap().collect().await;
+        let streams: Vec<_> = chunks.iter().map(|c| c.as_ref().unwrap().stream()).collect();
+        assert_eq!(streams, [LogStream::Stdout, LogStream::Stderr, LogStream::Stdout, LogStream::Stdout]);
+    }
+
+    #[test]
+    fn a_task_without_a_sandbox_has_no_output() {
+        let located = Located { sandbox: Default::default(), ended: watch::channel(true).1 };
+        let refused = read(located, &ReadLogRequest::default()).map(drop).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::NotFound);
     }
 
     #[tokio::test]

@@ -39,6 +39,8 @@ impl Isolator for Ports {
     }
 
     fn prepare(&self, task: &TaskCgroup, grant: &Grant) -> Result<(), IsolateError> {
+        // Before the task can be refused anything.
+        self.events.bind(task.id, task.task.clone());
         Ok(self.rules.grant(task.id, &grant.ports)?)
     }
 
@@ -57,6 +59,7 @@ impl Isolator for Ports {
     }
 
     fn cleanup(&self, task: &TaskCgroup) -> Result<(), IsolateError> {
+        self.events.unbind(task.id);
         Ok(self.rules.revoke(task.id)?)
     }
 }
@@ -89,6 +92,7 @@ fn record(events: &EventLog, key: &DenialKey, count: u64) {
         _ => format!("bind to port {port}, which is not in the grant"),
     };
     let ip_version = u32::from(key.ip_version);
-    let key = EventKey { task, kind: EventKind::PortDenied, protocol, ip_version, port };
+    let cgroup_id = key.cgroup_id;
+    let key = EventKey { task, cgroup_id, kind: EventKind::PortDenied, protocol, ip_version, port };
     events.record(key, count, message, unix_time_ms());
 }

@@ -52,10 +52,13 @@ impl Replayed {
         }
         let Some(task) = self.tasks.get_mut(&key) else { return };
         match fact {
-            Fact::Accepted(_) => {}
             Fact::Started(started) => task.started = Some(started),
             Fact::Ended(status) => task.ended = Some(status),
-            Fact::Acknowledged(sequence) => task.acknowledged = task.acknowledged.max(sequence),
+            // One of an earlier run with this id may come after the acceptance of this run.
+            Fact::Acknowledged(sequence) if sequence >= task.accepted.first_sequence => {
+                task.acknowledged = task.acknowledged.max(sequence);
+            }
+            Fact::Accepted(_) | Fact::Acknowledged(_) => {}
         }
         if task.ended.as_ref().is_some_and(|last| last.sequence <= task.acknowledged) {
             self.tasks.remove(&key);

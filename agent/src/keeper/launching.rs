@@ -1,17 +1,17 @@
 //! The keeper's part of a launch: check, book, start in the background, and hand over to a supervisor.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use bulkhead_proto::v1::{self, TaskReason};
-use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
-use super::{KILLS, Keeper, Live, Message, Sender};
+use super::{KILLS, Keeper, Live, Message};
 use crate::{
     event::{EventKey, EventLog},
+    isolate::TaskCgroup,
     journal::{Accepted, Fact, Journal},
-    kernel::bpf::ExitRecords,
-    launch::{LaunchError, Launcher, Plan, PlanError, Running},
+    kernel::pidfd::Watched,
+    launch::{LaunchError, Launcher, Plan, PlanError, Running, blocking},
     offer::ledger::TaskKey,
     task::{
         End, KillRequest,
@@ -46,12 +46,8 @@ impl Keeper {
                     plan,
                     accepted,
                 );
-                let (myself, exits) = (self.myself.clone(), self.parts.exits.clone());
-                tokio::spawn(async move {
-                    let result = work.await;
-                    watch_exit(exits.as_deref(), &result);
-                    drop(myself.send(Message::Launched(key, result)).await);
-                });
+                let myself = self.myself.clone();
+                tokio::spawn(async move { drop(myself.send(Message::Launched(key, work.await)).await) });
             }
             Err(end) => {
                 let (journal, myself) = (self.parts.journal.clone(), self.myself.clone());
@@ -85,15 +81,16 @@ impl Keeper {
         let Some(live) = self.live.get(&key) else { return };
         self.parts.metrics.launched(live.accepted.elapsed());
         self.table.running(&key, running.sandbox.dir().to_owned(), unix_time_ms());
-        self.supervise(key, Some(running.process), running.cgroup);
+        self.supervise(key, Some(running.process), running.cgroup, Instant::now());
     }
 
-    /// Starts watching a task that has a cgroup.
+    /// Starts watching a task that has a cgroup; `since` is when its program was started.
     pub(super) fn supervise(
         &mut self,
         key: TaskKey,
-        process: Option<crate::kernel::pidfd::Watched>,
-        cgroup: crate::isolate::TaskCgroup,
+        process: Option<Watched>,
+        cgroup: TaskCgroup,
+        since: Instant,
     ) {
         let (Some(live), Some(record)) = (self.live.get_mut(&key), self.table.get(&key)) else { return };
         let Ok(grant) = crate::grant::Grant::check(record.spec.grant.as_ref(), self.parts.defaults.pids_max)
@@ -107,59 +104,30 @@ impl Keeper {
         }
         live.supervisor = Some(supervisor);
         live.cgroup = Some(cgroup.clone());
-        self.parts.events.bind(cgroup.id, key.clone());
         let task = Supervised {
             process,
             cgroup,
             grant,
-            since: live.accepted,
+            since,
             isolators: Arc::clone(self.parts.launcher.isolators()),
-            exits: self.parts.exits.clone(),
+            exits: self.parts.launcher.exits().cloned(),
         };
-        let watch = Watch {
-            launcher: self.parts.launcher.clone(),
-            exits: self.parts.exits.clone(),
-            events: Arc::clone(&self.parts.events),
-            keeper: self.myself.clone(),
-        };
-        tokio::spawn(watch.until_cleared(key, task, kills));
-    }
-}
-
-/// What outlasts a task to clear up after it.
-struct Watch {
-    launcher: Launcher,
-    exits: Option<Arc<ExitRecords>>,
-    events: Arc<EventLog>,
-    keeper: Sender,
-}
-
-impl Watch {
-    /// Waits for the end of the task, takes its limits away, and tells the keeper.
-    async fn until_cleared(self, key: TaskKey, task: Supervised, kills: mpsc::Receiver<KillRequest>) {
-        let cgroup = task.cgroup.clone();
-        let end = supervise(task, kills).await;
-        record_limits(&self.events, &key, &end);
-        let (launcher, exits) = (self.launcher, self.exits);
-        let cleared = tokio::task::spawn_blocking(move || {
-            launcher.clear(&cgroup);
-            if let Some(Err(error)) = exits.map(|e| e.forget(cgroup.id)) {
-                tracing::warn!(error = crate::error_chain(&error), "forget an exit record");
-            }
+        let (events, myself) = (Arc::clone(&self.parts.events), self.myself.clone());
+        tokio::spawn(async move {
+            let cgroup_id = task.cgroup.id;
+            let end = supervise(task, kills).await;
+            record_limits(&events, &key, cgroup_id, &end);
+            drop(myself.send(Message::Ended(key, end)).await);
         });
-        if let Err(error) = cleared.await {
-            tracing::error!(error = crate::error_chain(&error), task = key.1, "clear up after a task");
-        }
-        drop(self.keeper.send(Message::Ended(key, end)).await);
     }
 }
 
 /// Limits that the task ran into become events; refused ports came through the ring buffer already.
-fn record_limits(events: &EventLog, key: &TaskKey, end: &End) {
+fn record_limits(events: &EventLog, task: &TaskKey, cgroup_id: u64, end: &End) {
     use bulkhead_proto::v1::{EventKind, Protocol};
     let record = |kind, count, message: &str| {
-        let key =
-            EventKey { task: key.clone(), kind, protocol: Protocol::Unspecified, ip_version: 0, port: 0 };
+        let protocol = Protocol::Unspecified;
+        let key = EventKey { task: task.clone(), cgroup_id, kind, protocol, ip_version: 0, port: 0 };
         events.record(key, count, message.to_owned(), unix_time_ms());
     };
     if end.usage.oom_kills > 0 {
@@ -195,21 +163,4 @@ async fn launch_task(
         tracing::error!(error = crate::error_chain(&error), task = key.1, "journal the start of a task");
     }
     Ok(running)
-}
-
-/// Notes the main process where the kernel keeps exit records.
-fn watch_exit(exits: Option<&ExitRecords>, result: &Result<Running, LaunchError>) {
-    if let (Some(exits), Ok(running)) = (exits, result)
-        && let Err(error) = exits.watch(running.cgroup.id, Pid::from_raw(running.started.pid))
-    {
-        tracing::warn!(error = crate::error_chain(&error), "watch for the exit of a task");
-    }
-}
-
-/// Runs what blocks on a thread of its own. A panic there goes on here.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
 }

@@ -1,7 +1,12 @@
 //! After a restart of the agent: every task that the journal remembers is found again or reported.
 
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
 use bulkhead_proto::v1::{TaskReason, TaskState};
-use nix::unistd::Pid;
+use nix::{errno::Errno, unistd::Pid};
 
 use super::{Keeper, Live, Message};
 use crate::{
@@ -18,17 +23,36 @@ use crate::{
         End,
         recover::{Found, Recovery, decide},
     },
+    unix_time_ms,
 };
+
+/// A restarted agent cannot tell what became of its tasks. It must not go on: it would take live ones for dead.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// The cgroup tree cannot be read.
+    #[error("look for the tasks of the agent before this one")]
+    Cgroup(#[from] CgroupError),
+    /// A process cannot be looked at.
+    #[error("look whether process {pid} of task {task} is alive")]
+    Process {
+        /// The process.
+        pid: i32,
+        /// Whose.
+        task: String,
+        /// Why not.
+        source: io::Error,
+    },
+}
 
 impl Keeper {
     /// Takes back every remembered task, and ends what nobody remembers. Must run within a tokio runtime.
     ///
     /// # Errors
-    /// When the cgroup tree cannot be read.
-    pub fn recover(&mut self, replayed: Replayed) -> Result<(), CgroupError> {
+    /// [`RecoverError`]; tasks that were not looked at yet run on.
+    pub fn recover(&mut self, replayed: Replayed) -> Result<(), RecoverError> {
         let boot = boot_id();
         for (key, task) in replayed.tasks {
-            self.recover_task(key, task, &boot);
+            self.recover_task(key, task, &boot)?;
         }
         let known: Vec<_> = self.live.values().filter_map(|l| l.cgroup.clone()).collect();
         for cgroup in self.parts.launcher.tree().tasks()? {
@@ -39,9 +63,13 @@ impl Keeper {
         Ok(())
     }
 
-    fn recover_task(&mut self, key: TaskKey, task: Remembered, boot: &str) {
-        let process = task.started.as_ref().and_then(|s| find_process(s.pid, s.start_ticks));
-        let same_boot = task.started.as_ref().is_some_and(|s| s.boot_id == boot);
+    fn recover_task(&mut self, key: TaskKey, task: Remembered, boot: &str) -> Result<(), RecoverError> {
+        let same_boot = task.started.as_ref().is_none_or(|s| s.boot_id == boot);
+        let process = match task.started.as_ref().filter(|_| same_boot && task.ended.is_none()) {
+            Some(started) => find_process(started.pid, started.start_ticks)
+                .map_err(|source| RecoverError::Process { pid: started.pid, task: key.1.clone(), source })?,
+            None => None,
+        };
         let decision = decide(&task, Found { same_boot, alive: process.is_some() });
         tracing::info!(task = key.1, framework = key.0, ?decision, "recover a task");
 
@@ -58,53 +86,94 @@ impl Keeper {
         self.table.acknowledge(&key, task.acknowledged);
         if let (Recovery::Report, Some(status)) = (decision, task.ended) {
             self.table.restore_end(&key, status);
-            return;
+            return Ok(());
         }
-        let (Ok(grant), Some(started)) = (grant, task.started.filter(|_| decision != Recovery::GiveUp))
-        else {
-            self.give_up(key, decision);
-            return;
+        self.live.insert(key.clone(), Live::new());
+        let Ok(grant) = grant else {
+            // It was refused, and the agent went away before it could say so.
+            self.give_up(key, None, same_boot);
+            return Ok(());
         };
         let cgroup = self.parts.launcher.tree().task(grant.class, &key.0, &key.1);
-        self.live.insert(key.clone(), Live::new());
-        let cgroup = TaskCgroup { cgroup, id: started.cgroup_id };
-        self.parts.launcher.isolators().recover(&cgroup, &grant);
-        self.parts.ledger.adopt(key.clone(), grant);
-        self.supervise(key, process, cgroup);
+        let id = match &task.started {
+            Some(started) => started.cgroup_id,
+            None => cgroup.id().unwrap_or_default(),
+        };
+        let cgroup = TaskCgroup { task: key.clone(), cgroup, id };
+        // Whatever still runs in it holds these until it is gone.
+        self.parts.ledger.adopt(key.clone(), grant.clone());
+        match task.started.filter(|_| decision != Recovery::GiveUp) {
+            Some(started) => {
+                self.parts.launcher.isolators().recover(&cgroup, &grant);
+                let ran = Duration::from_millis(unix_time_ms().saturating_sub(started.unix_time_ms));
+                let since = Instant::now().checked_sub(ran).unwrap_or_else(Instant::now);
+                self.supervise(key, process, cgroup, since);
+            }
+            None => self.give_up(key, Some(cgroup), same_boot),
+        }
+        Ok(())
     }
 
-    /// The task's processes, if any, end with the strangers' below.
-    fn give_up(&mut self, key: TaskKey, decision: Recovery) {
-        debug_assert_ne!(decision, Recovery::Report, "a task that is over needs no end");
-        let message = "the agent or the host was restarted before the task was running for good";
+    /// Ends what there is of the task, then reports it.
+    fn give_up(&mut self, key: TaskKey, cgroup: Option<TaskCgroup>, same_boot: bool) {
+        let message = if same_boot {
+            "the agent was restarted while it launched the task"
+        } else {
+            "the host was restarted while the task was running"
+        };
         let end = End::failed(TaskReason::AgentRestarted, message.to_owned());
-        self.live.insert(key.clone(), Live::new());
+        if let Some(live) = self.live.get_mut(&key) {
+            live.cgroup.clone_from(&cgroup);
+        }
         let myself = self.myself.clone();
-        tokio::spawn(async move { drop(myself.send(Message::Ended(key, end)).await) });
+        tokio::spawn(async move {
+            if let Some(cgroup) = cgroup.filter(|c| c.cgroup.exists()) {
+                end_all(&cgroup.cgroup).await;
+            }
+            drop(myself.send(Message::Ended(key, end)).await);
+        });
     }
 
     /// Processes in a cgroup of ours that no journal knows hold resources that would be offered again.
     fn end_stranger(&self, cgroup: Cgroup) {
         let launcher = self.parts.launcher.clone();
+        let Ok(id) = cgroup.id() else { return };
         tokio::spawn(async move {
             tracing::warn!(cgroup = %cgroup.path().display(), "end a task that the journal does not know");
-            let result = match cgroup.kill() {
-                Ok(()) => cgroup.wait_empty().await,
-                Err(error) => Err(error),
-            };
-            match result.and_then(|()| cgroup.id()) {
-                Ok(id) => launcher.clear(&TaskCgroup { cgroup, id }),
-                Err(error) => tracing::error!(error = crate::error_chain(&error), "end an unknown task"),
-            }
+            end_all(&cgroup).await;
+            crate::launch::blocking(move || {
+                launcher.clear(&TaskCgroup { task: TaskKey::default(), cgroup, id });
+            })
+            .await;
         });
     }
 }
 
-/// The process, if it is still the one that was started then.
-fn find_process(pid: i32, start_ticks: u64) -> Option<Watched> {
-    let pidfd = pidfd::open(Pid::from_raw(pid)).ok()?;
+async fn end_all(cgroup: &Cgroup) {
+    let ended = match cgroup.kill() {
+        Ok(()) => cgroup.wait_empty().await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = ended {
+        tracing::error!(error = crate::error_chain(&error), "end what an earlier agent left");
+    }
+}
+
+/// The process, if it is still the one that was started then. Not being able to look is an error, and no death.
+fn find_process(pid: i32, start_ticks: u64) -> io::Result<Option<Watched>> {
+    let pidfd = match pidfd::open(Pid::from_raw(pid)) {
+        Ok(pidfd) => pidfd,
+        Err(e) if e.raw_os_error() == Some(Errno::ESRCH as i32) => return Ok(None),
+        Err(e) => return Err(e),
+    };
     // With the descriptor in hand the id cannot pass to another process any more.
-    let stat = procfs::process::Process::new(pid).and_then(|p| p.stat()).ok()?;
+    let stat = match procfs::process::Process::new(pid).and_then(|p| p.stat()) {
+        Ok(stat) => stat,
+        Err(procfs::ProcError::NotFound(_)) => return Ok(None),
+        Err(e) => return Err(io::Error::other(e)),
+    };
     let dead = matches!(stat.state, 'Z' | 'X');
-    (stat.starttime == start_ticks && !dead).then(|| Watched::new(pidfd).ok())?
+    // 0 was written where the start could not be read; the id is then all there is.
+    let same = start_ticks == 0 || stat.starttime == start_ticks;
+    if dead || !same { Ok(None) } else { Watched::new(pidfd).map(Some) }
 }

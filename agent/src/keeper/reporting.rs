@@ -8,7 +8,7 @@ use bulkhead_proto::{
 };
 use tokio::sync::{oneshot, watch};
 
-use super::{Keeper, Listed, Located, SWEEP_EVERY};
+use super::{Keeper, Listed, Located};
 use crate::{
     estimate::lendable_cpu_milli,
     launch::sandbox::{self, Sandbox},
@@ -32,6 +32,7 @@ impl Keeper {
     pub(super) fn register(&mut self, reply: oneshot::Sender<v1::Register>) {
         self.outbox = None;
         self.table.new_session();
+        self.reported = None;
         let report = self.parts.reporter.stamp(self.parts.ledger.report(), Instant::now());
         self.parts.metrics.resources(&report);
         let tasks = self.table.current().map(|(key, record)| record.to_task(key)).collect();
@@ -52,14 +53,10 @@ impl Keeper {
         let lend = |peak| lendable_cpu_milli(capacity, seen.strangers_cpu_milli, peak);
         let revocable = seen.guaranteed_cpu_milli.map_or(0, lend);
         ledger.observe(strangers, revocable);
-        if self.swept.elapsed() > SWEEP_EVERY {
-            self.swept = Instant::now();
-            self.sweep_sandboxes();
-        }
     }
 
     /// Removes old sandboxes of tasks that are over, in the background.
-    fn sweep_sandboxes(&self) {
+    pub(super) fn sweep_sandboxes(&self) {
         let live: Vec<_> = self.table.current().map(|(_, record)| record.sandbox.clone()).collect();
         let (work_dir, keep) = (self.parts.work_dir.clone(), self.parts.keep);
         tokio::task::spawn_blocking(move || {

@@ -5,9 +5,9 @@
 //! available the same thread does the same with pwrite and fdatasync.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::FileExt as _,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -105,16 +105,21 @@ fn gone(path: &Path) -> AppendError {
 
 /// Puts a new file with these bytes in the place of `path`, durably: after a crash there is the old one or the new one.
 ///
+/// Only root can read it: a journal has the arguments and variables of all tasks.
+///
 /// # Errors
 /// The kernel's; `path` is then as it was.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<File> {
     let new = path.with_extension("new");
-    let mut file = File::create(&new)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&new, path)?;
     let directory = path.parent().unwrap_or_else(|| Path::new("/"));
-    File::open(directory)?.sync_all()?;
+    if let Err(error) = File::open(directory).and_then(|dir| dir.sync_all()) {
+        // The new file is in its place for everybody; only a crash of the host could bring the old one back.
+        tracing::warn!(directory = %directory.display(), %error, "sync a directory");
+    }
     Ok(file)
 }
 
@@ -143,6 +148,8 @@ struct Writer {
 
 impl Writer {
     async fn run(mut self, file: File) {
+        // For what the ring has no call for.
+        let Ok(mut plain) = file.try_clone() else { return };
         let mut file = tokio_uring::fs::File::from_std(file);
         while let Some(job) = self.queue.recv().await {
             let (bytes, waiting) = self.batch(job);
@@ -153,11 +160,13 @@ impl Writer {
                     Ok(()) => file.sync_data().await,
                     Err(e) => Err(e),
                 };
-                if !self.answer(length, result, waiting) {
+                if !self.answer(length, result, waiting, &plain) {
                     return;
                 }
             }
             if let Some(new) = self.replace() {
+                let Ok(copy) = new.try_clone() else { return };
+                plain = copy;
                 file = tokio_uring::fs::File::from_std(new);
             }
         }
@@ -167,7 +176,7 @@ impl Writer {
         while let Some(job) = self.queue.blocking_recv() {
             let (bytes, waiting) = self.batch(job);
             let result = file.write_all_at(&bytes, self.end).and_then(|()| file.sync_data());
-            if !self.answer(bytes.len() as u64, result, waiting) {
+            if !self.answer(bytes.len() as u64, result, waiting, &file) {
                 return;
             }
             if let Some(new) = self.replace() {
@@ -211,19 +220,22 @@ impl Writer {
         }
     }
 
-    /// Tells everybody. False after an error: what follows a torn record could not be read back, so
-    /// nothing more is written.
-    fn answer(&mut self, length: u64, result: io::Result<()>, waiting: Vec<Done>) -> bool {
+    /// Tells everybody. After an error the torn record is cut off, so that what follows can be read back:
+    /// a full disk may have room again. False where even that fails, and nothing more may be written.
+    fn answer(&mut self, length: u64, result: io::Result<()>, waiting: Vec<Done>, file: &File) -> bool {
         let result = result.map_err(|e| AppendError { path: self.path.clone(), source: Arc::new(e) });
-        let fine = result.is_ok();
-        if fine {
-            self.end += length;
-        }
+        let usable = match &result {
+            Ok(()) => {
+                self.end += length;
+                true
+            }
+            Err(_) => file.set_len(self.end).is_ok(),
+        };
         for done in waiting {
             // A caller that stopped waiting is no reason to stop writing.
             drop(done.send(result.clone()));
         }
-        fine
+        usable
     }
 }
 

@@ -2,16 +2,13 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
 
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::{
-        signal::Signal,
-        wait::{Id, WaitPidFlag, WaitStatus, waitid},
-    },
+    sys::signal::Signal,
     unistd::Pid,
 };
 use tokio::io::Interest;
@@ -69,6 +66,25 @@ pub fn signal(pidfd: impl AsFd, signal: Signal) -> io::Result<()> {
     }
 }
 
+/// The status of a child that has ended, which is gone with it; `None` while it runs.
+///
+/// Not nix's waitid: it fails for a child that a real-time signal ended, after collecting it.
+fn collect(pidfd: BorrowedFd<'_>) -> Result<Option<Exit>, Errno> {
+    let id = libc::id_t::from(pidfd.as_raw_fd().cast_unsigned());
+    // SAFETY: siginfo_t is plain data, for which all zeros is a valid value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` is writable and lives through the call; the descriptor is open.
+    let result = unsafe { libc::waitid(libc::P_PIDFD, id, &raw mut info, libc::WEXITED | libc::WNOHANG) };
+    Errno::result(result)?;
+    // SAFETY: waitid filled in the fields of a child's end, or left si_pid at zero where there is none yet.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    Ok(match (pid, info.si_code) {
+        (0, _) => None,
+        (_, libc::CLD_EXITED) => Some(Exit::Code(status)),
+        _ => Some(Exit::Signal(status)),
+    })
+}
+
 /// A process whose end can be awaited.
 #[derive(Debug)]
 pub struct Watched {
@@ -95,11 +111,10 @@ impl Watched {
     /// Dropping the future loses nothing; the child stays to be collected.
     pub async fn ended(&self) -> io::Result<Exit> {
         loop {
-            match waitid(Id::PIDFd(self.fd.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
-                Ok(WaitStatus::Exited(_, code)) => return Ok(Exit::Code(code)),
-                Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(Exit::Signal(signal as i32)),
-                // Its first thread may be gone while others run on.
-                Ok(_) | Err(Errno::EINTR) => self.fd.wait().await?,
+            match collect(self.fd.as_fd()) {
+                Ok(Some(exit)) => return Ok(exit),
+                Ok(None) => self.fd.wait().await?,
+                Err(Errno::EINTR) => {}
                 Err(_) => {
                     // Not our child: its end can be seen, its status cannot.
                     while !self.readable()? {

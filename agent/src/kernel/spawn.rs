@@ -2,7 +2,7 @@
 //! agent's memory.
 //!
 //! clone3(2) with `CLONE_INTO_CGROUP` (Linux 5.7) puts the child into its cgroup before it runs one
-//! instruction, so no page and no CPU time is ever charged elsewhere. `CLONE_VM | CLONE_VFORK` shares
+//! instruction, so none of its work is ever charged elsewhere. `CLONE_VM | CLONE_VFORK` shares
 //! the agent's memory until the exec instead of copying its page tables; only the calling thread waits.
 //!
 //! Between clone and exec the child runs [`child`] on a stack of its own. It must not allocate, lock or
@@ -23,7 +23,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::kernel::stack::Stack;
+use crate::kernel::{limits, stack::Stack};
 
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!(
@@ -83,6 +83,10 @@ pub enum Step {
     Streams = 2,
     /// Enter the working directory.
     Directory = 3,
+    /// Give up gaining privileges.
+    Privileges = 8,
+    /// Set the limit of open files.
+    Limits = 9,
     /// Set the supplementary groups.
     Groups = 4,
     /// Set the group.
@@ -99,6 +103,8 @@ impl fmt::Display for Step {
             Self::Session => "start a session",
             Self::Streams => "place stdin, stdout and stderr",
             Self::Directory => "enter the working directory",
+            Self::Privileges => "give up gaining privileges",
+            Self::Limits => "set the limit of open files",
             Self::Groups => "set the supplementary groups",
             Self::Group => "set the group",
             Self::User => "set the user",
@@ -164,6 +170,7 @@ struct Prepared {
     cwd: *const c_char,
     streams: [RawFd; 3],
     identity: Option<(u32, u32, *const u32, usize)>,
+    open_files: Option<libc::rlimit>,
     failed_step: c_int,
     failed_errno: c_int,
 }
@@ -242,14 +249,17 @@ fn prepare(command: &Command<'_>) -> Prepared {
         cwd: command.cwd.as_ptr(),
         streams: [command.stdin, command.stdout, command.stderr].map(|fd| fd.as_raw_fd()),
         identity: command.identity.as_ref().map(|i| (i.uid, i.gid, i.groups.as_ptr(), i.groups.len())),
+        open_files: limits::inherited_open_files(),
         failed_step: 0,
         failed_errno: 0,
     }
 }
 
 fn step_from(raw: c_int) -> Option<Step> {
-    use Step::{Directory, Exec, Group, Groups, Session, Streams, User};
-    [Session, Streams, Directory, Groups, Group, User, Exec].into_iter().find(|s| *s as c_int == raw)
+    use Step::{Directory, Exec, Group, Groups, Limits, Privileges, Session, Streams, User};
+    [Session, Streams, Directory, Privileges, Limits, Groups, Group, User, Exec]
+        .into_iter()
+        .find(|s| *s as c_int == raw)
 }
 
 /// clone3, and in the child a call of [`child`] with `prepared`. Returns the pid, or minus errno, in the parent.
@@ -295,7 +305,18 @@ extern "C" fn child(prepared: *mut Prepared) -> ! {
         check(p, Step::Session, libc::syscall(libc::SYS_setsid));
         place_streams(p);
         check(p, Step::Directory, libc::syscall(libc::SYS_chdir, p.cwd));
+        if let Some(limit) = p.open_files {
+            check(p, Step::Limits, libc::syscall(libc::SYS_setrlimit, libc::RLIMIT_NOFILE, &raw const limit));
+        }
         if let Some((uid, gid, groups, count)) = p.identity {
+            if uid != 0 {
+                // No setuid program lends a task what its user has not.
+                check(
+                    p,
+                    Step::Privileges,
+                    libc::syscall(libc::SYS_prctl, libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
+                );
+            }
             check(p, Step::Groups, libc::syscall(libc::SYS_setgroups, count, groups));
             check(p, Step::Group, libc::syscall(libc::SYS_setresgid, gid, gid, gid));
             check(p, Step::User, libc::syscall(libc::SYS_setresuid, uid, uid, uid));

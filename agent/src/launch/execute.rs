@@ -22,6 +22,7 @@ use crate::{
     isolate::{IsolateError, Isolators, TaskCgroup, tree::Tree},
     journal::{JournalError, Started},
     kernel::{
+        bpf::ExitRecords,
         cgroupfs::{Cgroup, CgroupError},
         pidfd::Watched,
         spawn::{self, SpawnError, Step},
@@ -106,6 +107,7 @@ impl LaunchError {
 pub struct Launcher {
     tree: Tree,
     isolators: Arc<Isolators>,
+    exits: Option<Arc<ExitRecords>>,
     work_dir: PathBuf,
     allow_root: bool,
 }
@@ -136,8 +138,21 @@ pub struct Running {
 
 impl Launcher {
     /// A launcher below `tree` whose tasks are held by `isolators`.
-    pub fn new(tree: Tree, isolators: Arc<Isolators>, work_dir: PathBuf, allow_root: bool) -> Self {
-        Self { tree, isolators, work_dir, allow_root }
+    ///
+    /// `exits` is where the kernel notes how they end while no agent is there, if it does.
+    pub fn new(
+        tree: Tree,
+        isolators: Arc<Isolators>,
+        exits: Option<Arc<ExitRecords>>,
+        work_dir: PathBuf,
+        allow_root: bool,
+    ) -> Self {
+        Self { tree, isolators, exits, work_dir, allow_root }
+    }
+
+    /// The kernel's notes of how tasks ended.
+    pub fn exits(&self) -> Option<&Arc<ExitRecords>> {
+        self.exits.as_ref()
     }
 
     /// The limits, for measuring and cleaning up.
@@ -180,7 +195,7 @@ impl Launcher {
         }
         let cgroup = Cgroup::create(cgroup.path())?;
         let id = cgroup.id()?;
-        Ok(TaskCgroup { cgroup, id })
+        Ok(TaskCgroup { task: (plan.framework_id.clone(), plan.task_id.clone()), cgroup, id })
     }
 
     /// Takes the limits and the cgroup of a task away whose processes have ended.
@@ -190,6 +205,9 @@ impl Launcher {
         }
         if let Err(error) = cgroup.cgroup.remove() {
             tracing::warn!(error = crate::error_chain(&error), "remove a task's cgroup");
+        }
+        if let Some(Err(error)) = self.exits.as_ref().map(|exits| exits.forget(cgroup.id)) {
+            tracing::warn!(error = crate::error_chain(&error), "forget an exit record");
         }
     }
 }
@@ -213,14 +231,14 @@ impl Prepared {
 
     /// Gives up a launch that is not wanted any more.
     pub fn undo(self) {
-        // Only a failed attempt to watch leaves a process, which was killed; its end takes a moment.
         self.launcher.clear(&self.cgroup);
     }
 
     fn execute(&self) -> Result<(Watched, Started), LaunchError> {
         let null = File::open("/dev/null").map_err(LaunchError::Null)?;
-        let stdout = Sandbox::open_output(&self.sandbox.stdout())?;
-        let stderr = Sandbox::open_output(&self.sandbox.stderr())?;
+        let owner = (self.identity.uid, self.identity.gid);
+        let stdout = Sandbox::open_output(&self.sandbox.stdout(), owner)?;
+        let stderr = Sandbox::open_output(&self.sandbox.stderr(), owner)?;
         let cgroup = self.cgroup.cgroup.open_dir()?;
         let failed = |source| LaunchError::Spawn { program: self.program(), source };
         let command = spawn::Command {
@@ -235,6 +253,9 @@ impl Prepared {
             identity: Some(self.identity.clone()),
         };
         let spawned = spawn::spawn(&command).map_err(failed)?;
+        if let Some(Err(error)) = self.launcher.exits.as_ref().map(|e| e.watch(self.cgroup.id, spawned.pid)) {
+            tracing::warn!(error = crate::error_chain(&error), "have the exit of a task recorded");
+        }
         // Read before anybody waits for it: even a process that has ended has its entry until then.
         let stat = procfs::process::Process::new(spawned.pid.as_raw()).and_then(|p| p.stat());
         let started = Started {
@@ -249,6 +270,8 @@ impl Prepared {
             Ok(process) => Ok((process, started)),
             Err(error) => {
                 self.cgroup.cgroup.kill()?;
+                // Collected here, so that the cgroup can be removed.
+                let _collected = nix::sys::wait::waitpid(spawned.pid, None);
                 Err(LaunchError::Watch(error))
             }
         }

@@ -89,14 +89,18 @@ impl Sandbox {
         self.dir.join("stderr")
     }
 
-    /// Opens an output file for the task: what several processes append is never overwritten.
+    /// Opens an output file for the task: what several processes append is never overwritten. It is the task
+    /// user's, who may open it again through /dev/stdout, and nobody else's.
     ///
     /// # Errors
-    /// When it cannot be made.
-    pub fn open_output(path: &Path) -> Result<File, SandboxError> {
+    /// When it cannot be made or given to the user.
+    pub fn open_output(path: &Path, owner: (u32, u32)) -> Result<File, SandboxError> {
         let mut options = OpenOptions::new();
-        options.append(true).create(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
-        options.open(path).map_err(SandboxError::at("open", path))
+        options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let file = options.open(path).map_err(SandboxError::at("open", path))?;
+        std::os::unix::fs::fchown(&file, Some(owner.0), Some(owner.1))
+            .map_err(SandboxError::at("chown", path))?;
+        Ok(file)
     }
 
     /// Removes everything.
@@ -105,9 +109,16 @@ impl Sandbox {
     /// When something cannot be removed; a directory that is gone is no error.
     pub fn remove(&self) -> Result<(), SandboxError> {
         match fs::remove_dir_all(&self.dir) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(SandboxError::at("remove", &self.dir)(e)),
-            _ => Ok(()),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(SandboxError::at("remove", &self.dir)(e));
+            }
+            _ => {}
         }
+        // The framework's directory goes with its last sandbox.
+        if let Some(framework) = self.dir.parent() {
+            drop(fs::remove_dir(framework));
+        }
+        Ok(())
     }
 }
 
@@ -189,7 +200,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let sandbox = Sandbox::create(dir.path(), "f", "t", me()).unwrap();
         std::os::unix::fs::symlink(dir.path().join("victim"), sandbox.stdout()).unwrap();
-        assert!(Sandbox::open_output(&sandbox.stdout()).is_err());
+        assert!(Sandbox::open_output(&sandbox.stdout(), me()).is_err());
         assert!(!dir.path().join("victim").exists());
     }
 

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     estimate::WindowPeak,
     keeper::{Message, Observation, Sender},
+    launch::blocking,
 };
 
 /// How long a peak counts. Strangers that worked half a minute ago may do so again at any moment.
@@ -39,7 +40,13 @@ pub async fn run(mut sampler: NodeSampler, every: Duration, measure_strangers: b
     let mut told = false;
     loop {
         ticks.tick().await;
-        match observe(&mut sampler, &mut peaks, measure_strangers, Instant::now()) {
+        let (result, back) = blocking(move || {
+            let result = observe(&mut sampler, &mut peaks, measure_strangers, Instant::now());
+            (result, (sampler, peaks))
+        })
+        .await;
+        (sampler, peaks) = back;
+        match result {
             Ok(observation) => {
                 told = false;
                 if keeper.send(Message::Observed(observation)).await.is_err() {

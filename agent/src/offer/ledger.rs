@@ -35,7 +35,7 @@ pub enum Refusal {
         /// Of what.
         unit: &'static str,
     },
-    /// Ports that are not offered here, are held by another task, or are in use on the host.
+    /// Ports that are not offered here or are held by another task.
     #[error("ports {0} are not free on this node")]
     Ports(PortSet),
     /// The task holds a grant already.
@@ -53,6 +53,10 @@ pub struct Ledger {
     strangers: Resources,
     revocable_cpu_milli: u64,
     grants: BTreeMap<TaskKey, Grant>,
+    /// The sum of `grants`, kept so that a launch costs the same with a thousand tasks.
+    allocated: Resources,
+    closed: bool,
+    version: u64,
 }
 
 impl Ledger {
@@ -65,6 +69,9 @@ impl Ledger {
             strangers: Resources::default(),
             revocable_cpu_milli: 0,
             grants: BTreeMap::new(),
+            allocated: Resources::default(),
+            closed: false,
+            version: 0,
         }
     }
 
@@ -76,8 +83,7 @@ impl Ledger {
         if self.grants.contains_key(&key) {
             return Err(Refusal::Duplicate(key.0, key.1));
         }
-        let allocated = self.allocated();
-        let left = self.capacity.saturating_sub(&self.floor).saturating_sub(&allocated);
+        let left = self.capacity.saturating_sub(&self.floor).saturating_sub(&self.allocated);
         let cpu_left = match grant.class {
             Class::Guaranteed => left.cpu_milli,
             Class::Revocable => self.revocable_cpu_milli.saturating_sub(self.revocable_allocated()),
@@ -91,37 +97,46 @@ impl Ledger {
         if !missing.is_empty() {
             return Err(Refusal::Ports(missing));
         }
-        self.grants.insert(key, grant);
+        self.adopt(key, grant);
         Ok(())
     }
 
     /// Books a grant of a task that is running already, which a restarted agent found: it fits by history.
     pub fn adopt(&mut self, key: TaskKey, grant: Grant) {
+        self.allocated = self.allocated.plus(&pool(&grant));
         self.grants.insert(key, grant);
+        self.version += 1;
     }
 
     /// Takes a grant back. One that is not there is no error: a task ends only once.
     pub fn release(&mut self, key: &TaskKey) -> Option<Grant> {
-        self.grants.remove(key)
+        let grant = self.grants.remove(key)?;
+        self.allocated = self.allocated.saturating_sub(&pool(&grant));
+        self.version += 1;
+        Some(grant)
+    }
+
+    /// Holds everything back that is not granted yet, or gives it free again.
+    pub fn close(&mut self, closed: bool) {
+        self.version += u64::from(self.closed != closed);
+        self.closed = closed;
+    }
+
+    /// Differs whenever the books may have changed.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// Takes over a measurement: what strangers use, and the CPU that is safe to lend.
     pub fn observe(&mut self, strangers: Resources, revocable_cpu_milli: u64) {
         self.strangers = strangers;
         self.revocable_cpu_milli = revocable_cpu_milli.min(self.capacity.cpu_milli);
-    }
-
-    /// The sum of the grants: CPU of guaranteed tasks, memory and ports of all.
-    pub fn allocated(&self) -> Resources {
-        self.grants.values().fold(Resources::default(), |sum, grant| {
-            let cpu_milli = if grant.class == Class::Guaranteed { grant.cpu_milli } else { 0 };
-            sum.plus(&Resources { cpu_milli, mem_bytes: grant.mem_bytes, ports: grant.ports.to_ranges() })
-        })
+        self.version += 1;
     }
 
     /// Ports that tasks hold.
     pub fn granted_ports(&self) -> PortSet {
-        self.grants.values().fold(PortSet::default(), |all, grant| all.union(&grant.ports))
+        ports(&self.allocated)
     }
 
     /// What the node has in all.
@@ -131,20 +146,20 @@ impl Ledger {
 
     /// The books in the form that is reported; `enforced` and `sequence` are the caller's.
     pub fn report(&self) -> v1::ResourceReport {
-        let allocated = self.allocated();
+        let allocated = self.allocated.clone();
         let held_back = Resources {
             cpu_milli: self.floor.cpu_milli.max(self.strangers.cpu_milli),
             mem_bytes: self.floor.mem_bytes.max(self.strangers.mem_bytes),
             ports: self.floor.plus(&self.strangers).ports,
         };
         let not_granted = self.capacity.saturating_sub(&allocated);
-        let reserve = held_back.at_most(&not_granted);
+        let reserve = if self.closed { not_granted.clone() } else { held_back.at_most(&not_granted) };
         v1::ResourceReport {
             free: Some(not_granted.saturating_sub(&reserve)),
             capacity: Some(self.capacity.clone()),
             reserve: Some(reserve),
             allocated: Some(allocated),
-            revocable_cpu_milli: self.revocable_cpu_milli,
+            revocable_cpu_milli: if self.closed { 0 } else { self.revocable_cpu_milli },
             revocable_allocated_cpu_milli: self.revocable_allocated(),
             ..v1::ResourceReport::default()
         }
@@ -153,6 +168,12 @@ impl Ledger {
     fn revocable_allocated(&self) -> u64 {
         self.grants.values().filter(|g| g.class == Class::Revocable).map(|g| g.cpu_milli).sum()
     }
+}
+
+/// What a grant takes of the pool that offers are made from: CPU only where it is guaranteed.
+fn pool(grant: &Grant) -> Resources {
+    let cpu_milli = if grant.class == Class::Guaranteed { grant.cpu_milli } else { 0 };
+    Resources { cpu_milli, mem_bytes: grant.mem_bytes, ports: grant.ports.to_ranges() }
 }
 
 /// The ports of an amount that this module made itself, and which are therefore valid.

@@ -76,6 +76,8 @@ fn kill_message(reason: TaskReason) -> &'static str {
     match reason {
         TaskReason::KilledByOperator => "killed on an operator's request",
         TaskReason::FrameworkGone => "killed because its framework is gone",
+        TaskReason::AgentLost => "killed because the master had given this agent up and the task for lost",
+        TaskReason::AgentRestarted => "killed because another agent has the same task",
         _ => "killed on its framework's request",
     }
 }

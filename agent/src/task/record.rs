@@ -86,7 +86,7 @@ impl Table {
     /// An ended task of the same id makes room: who asks for the id again knows of its end. The numbers
     /// of the new task's statuses go on from there, so that an old acknowledgement fits none of them.
     pub fn accept(&mut self, key: TaskKey, spec: v1::TaskSpec, unix_ms: u64) -> bool {
-        let earlier = match self.records.get(&key) {
+        let earlier = match self.get(&key) {
             Some(record) if !record.ended() => return false,
             Some(record) => record.newest.sequence,
             None => 0,
@@ -166,10 +166,13 @@ impl Table {
         true
     }
 
-    /// The statuses that are to be sent now, in order; counts them as sent.
-    pub fn due(&mut self, now: Instant) -> Vec<TaskStatus> {
+    /// The statuses that are to be sent now, in order, at most `room` of them; counts them as sent.
+    pub fn due(&mut self, now: Instant, room: usize) -> Vec<TaskStatus> {
         let mut due = Vec::new();
         for pending in self.records.values_mut().flat_map(|r| &mut r.pending) {
+            if due.len() == room {
+                break;
+            }
             if pending.send_at.is_some_and(|at| at > now) {
                 continue;
             }
@@ -261,16 +264,16 @@ mod tests {
         assert!(table.accept(key("a"), v1::TaskSpec::default(), 1));
         table.running(&key("a"), "/s".into(), 2);
         let both = [(1, TaskState::Staging), (2, TaskState::Running)];
-        assert_eq!(told(&table.due(at(0))), both);
-        assert_eq!(told(&table.due(at(9))), []);
+        assert_eq!(told(&table.due(at(0), 99)), both);
+        assert_eq!(told(&table.due(at(9), 99)), []);
         assert!(!table.acknowledge(&key("a"), 1));
-        assert_eq!(told(&table.due(at(10))), both[1..]);
-        assert_eq!(told(&table.due(at(29))), []);
-        assert_eq!(told(&table.due(at(30))), both[1..]);
+        assert_eq!(told(&table.due(at(10), 99)), both[1..]);
+        assert_eq!(told(&table.due(at(29), 99)), []);
+        assert_eq!(told(&table.due(at(30), 99)), both[1..]);
         table.new_session();
-        assert_eq!(told(&table.due(at(31))), both[1..]);
+        assert_eq!(told(&table.due(at(31), 99)), both[1..]);
         assert!(!table.acknowledge(&key("a"), 2));
-        assert_eq!(told(&table.due(at(1000))), []);
+        assert_eq!(told(&table.due(at(1000), 99)), []);
     }
 
     #[test]
@@ -293,9 +296,30 @@ mod tests {
         assert!(!table.accept(key("a"), v1::TaskSpec::default(), 1));
         end_of(&mut table, &key("a"));
         assert!(table.accept(key("a"), v1::TaskSpec::default(), 1));
-        assert_eq!(told(&table.due(Instant::now())), [(3, TaskState::Staging)]);
+        assert_eq!(told(&table.due(Instant::now(), 99)), [(3, TaskState::Staging)]);
         assert!(!table.acknowledge(&key("a"), 2), "an acknowledgement of the first run");
         assert_eq!(table.current().count(), 1);
+    }
+
+    #[test]
+    fn an_id_that_is_used_again_after_its_acknowledgement_counts_on() {
+        let mut table = table();
+        table.accept(key("a"), v1::TaskSpec::default(), 1);
+        end_of(&mut table, &key("a"));
+        assert!(table.acknowledge(&key("a"), 2));
+        assert!(table.accept(key("a"), v1::TaskSpec::default(), 1));
+        assert!(!table.acknowledge(&key("a"), 2), "a late repetition of the first run's");
+        assert_eq!(told(&table.due(Instant::now(), 99)), [(3, TaskState::Staging)]);
+    }
+
+    #[test]
+    fn what_has_no_room_stays_due() {
+        let mut table = table();
+        table.accept(key("a"), v1::TaskSpec::default(), 1);
+        table.running(&key("a"), "/s".into(), 2);
+        assert_eq!(told(&table.due(Instant::now(), 1)), [(1, TaskState::Staging)]);
+        assert_eq!(told(&table.due(Instant::now(), 0)), []);
+        assert_eq!(told(&table.due(Instant::now(), 9)), [(2, TaskState::Running)]);
     }
 
     #[test]
@@ -305,6 +329,6 @@ mod tests {
         end_of(&mut table, &key("a"));
         table.running(&key("a"), "/s".into(), 2);
         assert!(table.last_status(&key("a"), &End::failed(TaskReason::Exited, String::new()), 9).is_none());
-        assert_eq!(told(&table.due(Instant::now())), [(1, TaskState::Staging), (2, TaskState::Failed)]);
+        assert_eq!(told(&table.due(Instant::now(), 99)), [(1, TaskState::Staging), (2, TaskState::Failed)]);
     }
 }

@@ -14,6 +14,7 @@ use crate::{
         cgroupfs::Cgroup,
         pidfd::{self, Exit, Watched},
     },
+    launch::blocking,
 };
 
 /// A task whose program runs.
@@ -65,7 +66,8 @@ async fn terminate(
     first: KillRequest,
     kills: &mut mpsc::Receiver<KillRequest>,
 ) -> KillRequest {
-    if let Err(error) = signal_all(cgroup, Signal::SIGTERM) {
+    let all = cgroup.clone();
+    if let Err(error) = blocking(move || signal_all(&all, Signal::SIGTERM)).await {
         tracing::warn!(error = crate::error_chain(&error), "ask a task to end");
     }
     let mut deadline = Instant::now() + first.grace;
@@ -111,6 +113,9 @@ fn recorded_exit(task: &Supervised) -> Exit {
 /// ended by the grace.
 const WALKS: usize = 8;
 
+/// Descriptors that are open at once for it.
+const BATCH: usize = 256;
+
 /// Sends a signal once to every process in the cgroup and below it, those included that are forked meanwhile:
 /// a shell waits for its new child before it handles its own signal.
 fn signal_all(cgroup: &Cgroup, signal: Signal) -> io::Result<()> {
@@ -129,16 +134,22 @@ fn signal_new(cgroup: &Cgroup, signal: Signal, told: &mut BTreeSet<i32>) -> io::
     for child in cgroup.children().map_err(io::Error::other)? {
         signal_new(&child, signal, told)?;
     }
-    let listed = |c: &Cgroup| c.read("cgroup.procs").map_err(io::Error::other);
-    for pid in listed(cgroup)?.lines().filter_map(|l| l.parse().ok()) {
-        if !told.insert(pid) {
-            continue;
-        }
-        let Ok(pidfd) = pidfd::open(Pid::from_raw(pid)) else { continue };
-        // The id may have gone to a stranger since it was read; while we hold the descriptor it cannot.
-        if listed(cgroup)?.lines().any(|l| l.parse() == Ok(pid)) {
-            pidfd::signal(&pidfd, signal)?;
+    let new: Vec<i32> = listed(cgroup)?.into_iter().filter(|pid| told.insert(*pid)).collect();
+    for some in new.chunks(BATCH) {
+        let opened: Vec<_> =
+            some.iter().filter_map(|pid| Some((*pid, pidfd::open(Pid::from_raw(*pid)).ok()?))).collect();
+        // An id may have gone to a stranger since it was read; while we hold the descriptor it cannot.
+        let still = listed(cgroup)?;
+        for (pid, pidfd) in opened {
+            if still.contains(&pid) {
+                pidfd::signal(&pidfd, signal)?;
+            }
         }
     }
     Ok(())
+}
+
+fn listed(cgroup: &Cgroup) -> io::Result<BTreeSet<i32>> {
+    let procs = cgroup.read("cgroup.procs").map_err(io::Error::other)?;
+    Ok(procs.lines().filter_map(|pid| pid.parse().ok()).collect())
 }

@@ -73,10 +73,13 @@ impl PortRules {
                 self.delete_word(&key)?;
             }
         }
-        self.counters.delete(&cgroup_id)?;
-        for (key, _) in self.denials(cgroup_id)? {
-            self.denials.delete(&key)?;
+        // Going through all denials takes a system call for each: only where there are some of this task.
+        if self.total_denied(cgroup_id)? > 0 {
+            for (key, _) in self.denials(cgroup_id)? {
+                self.denials.delete(&key)?;
+            }
         }
+        self.counters.delete(&cgroup_id)?;
         self.index.delete(&cgroup_id)
     }
 

@@ -86,6 +86,19 @@ fn revocable_cpu_is_lent_apart_and_memory_is_not() {
     assert_eq!(report.revocable_allocated_cpu_milli, 2000);
 }
 
+#[test]
+fn a_closed_node_offers_nothing_and_keeps_its_promises() {
+    let mut ledger = node();
+    ledger.admit(key("a"), grant(Class::Guaranteed, 1000, GIB, "31002")).unwrap();
+    let open = ledger.report();
+    ledger.close(true);
+    let report = ledger.report();
+    assert!(report.free.unwrap().is_empty());
+    assert_eq!(report.allocated, open.allocated);
+    ledger.close(false);
+    assert_eq!(ledger.report(), open);
+}
+
 #[derive(Clone, Debug)]
 enum Move {
     Admit(u8, Grant),
