@@ -73,6 +73,8 @@ pub struct Tasks {
     disowned: BTreeSet<(AgentId, TaskKey)>,
     history: BTreeMap<u64, Task>,
     newest_ended: BTreeMap<TaskKey, u64>,
+    /// As `newest_ended`, of tasks that reached an agent.
+    newest_run: BTreeMap<TaskKey, u64>,
     ended_count: u64,
     history_size: usize,
 }
@@ -85,6 +87,7 @@ impl Tasks {
             disowned: BTreeSet::new(),
             history: BTreeMap::new(),
             newest_ended: BTreeMap::new(),
+            newest_run: BTreeMap::new(),
             ended_count: 0,
             history_size,
         }
@@ -124,6 +127,12 @@ impl Tasks {
         self.history.get(self.newest_ended.get(key)?)
     }
 
+    /// The newest ended task of this key that reached an agent and is still remembered. A launch that was
+    /// refused says nothing about what an agent runs.
+    pub fn ended_run(&self, key: &TaskKey) -> Option<&Task> {
+        self.history.get(self.newest_run.get(key)?)
+    }
+
     /// Ended tasks, the oldest first.
     pub fn history(&self) -> impl Iterator<Item = &Task> {
         self.history.values()
@@ -140,14 +149,19 @@ impl Tasks {
     /// Puts an ended task into history, and drops the oldest where there are too many.
     pub fn remember(&mut self, key: &TaskKey, task: Task) {
         self.ended_count = self.ended_count.saturating_add(1);
+        if !task.agent_id.is_empty() {
+            self.newest_run.insert(key.clone(), self.ended_count);
+        }
         self.history.insert(self.ended_count, task);
         self.newest_ended.insert(key.clone(), self.ended_count);
         while self.history.len() > self.history_size {
             let Some((number, task)) = self.history.pop_first() else { break };
             let key =
                 TaskKey::new(&task.framework_id.as_str().into(), &task.spec.unwrap_or_default().task_id);
-            if self.newest_ended.get(&key) == Some(&number) {
-                self.newest_ended.remove(&key);
+            for index in [&mut self.newest_ended, &mut self.newest_run] {
+                if index.get(&key) == Some(&number) {
+                    index.remove(&key);
+                }
             }
         }
     }

@@ -1,17 +1,18 @@
 //! A framework accepts offers and launches tasks on them.
 //!
 //! Tasks are judged one by one, in the order of the call: each is launched, or gets one status `REJECTED` that
-//! says why. A task that does not fit does not hold back a later, smaller one. What the launches leave goes back
-//! at once. Offers that this framework does not hold (any more) spoil the whole call: the framework counted on
-//! resources that are somebody else's now.
+//! says why. Where its id is that of a live task, it gets an error instead: a status would be about the live one.
+//! A task that does not fit does not hold back a later, smaller one. What the launches leave goes back at once.
+//! Offers that this framework does not hold (any more) spoil the whole call: the framework counted on resources
+//! that are somebody else's now.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_proto::{
     resources::PortSet,
     v1::{
-        Accept, Grant, Launch, ResourceClass, Resources, TaskReason, TaskSpec, TaskState, TaskStatus,
-        master_message,
+        Accept, CallError, Grant, Launch, ResourceClass, Resources, TaskReason, TaskSpec, TaskState,
+        TaskStatus, master_message, scheduler_event,
     },
 };
 
@@ -36,6 +37,10 @@ impl Core {
         for spec in accept.tasks {
             let id = spec.task_id.clone();
             let key = TaskKey::new(framework, &id);
+            if self.tasks.get(&key).is_some() {
+                self.refuse_duplicate(&key);
+                continue;
+            }
             match check_spec(&spec) {
                 Err(refusal) => drop(self.reject(framework, &id, refusal)),
                 Ok((class, wanted)) => match self.fit(&key, &mut pots, class, &wanted) {
@@ -76,12 +81,6 @@ impl Core {
         class: ResourceClass,
         wanted: &Resources,
     ) -> Result<AgentId, Refusal> {
-        if self.tasks.get(key).is_some() {
-            let message =
-                "a task with this id is live, or its last status is not acknowledged; choose another id"
-                    .to_owned();
-            return Err(Refusal::new(TaskReason::InvalidTask, message));
-        }
         let pots = pots.as_mut().map_err(|refusal| refusal.clone())?;
         if self.tasks.is_disowned(&pots.agent, key) {
             let message = "an older task with this id is still being killed on this agent; choose another id"
@@ -117,7 +116,7 @@ impl Core {
         self.counters.tasks_launched += 1;
         let launch = Launch { framework_id: (&key.framework).into(), task: Some(spec.clone()) };
         self.tell_agent(agent, master_message::Message::Launch(launch));
-        let earlier = self.tasks.ended(&key).filter(|t| t.agent_id == agent.as_str());
+        let earlier = self.tasks.ended_run(&key).filter(|t| t.agent_id == agent.as_str());
         let record = Record {
             spec,
             agent: agent.clone(),
@@ -136,6 +135,15 @@ impl Core {
             previous: earlier.and_then(|t| t.status.clone()),
         };
         self.tasks.insert(key, record);
+    }
+
+    /// No status says this: it would be the end of the task that has the id.
+    fn refuse_duplicate(&mut self, key: &TaskKey) {
+        let message = format!(
+            "task {:?} was not launched: a task with this id is live, or its last status is not acknowledged; choose another id",
+            key.task.as_str()
+        );
+        self.tell_framework(&key.framework, scheduler_event::Event::Error(CallError { message }));
     }
 
     fn reject(&mut self, framework: &FrameworkId, task: &str, refusal: Refusal) -> TaskStatus {

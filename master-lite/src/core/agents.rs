@@ -99,7 +99,7 @@ impl Core {
         status.framework_id.clone_from(&task.framework_id);
         status.agent_id = agent.into();
         let known_here = self.tasks.get(&key).map(|r| r.agent == *agent);
-        let told_ended = self.tasks.ended(&key).is_some();
+        let told_ended = self.tasks.ended_run(&key).is_some();
         match known_here {
             Some(true) => {
                 self.hold_if_live(agent, &key, task, &status);

@@ -89,7 +89,7 @@ impl Core {
     /// Somebody answers for having this status: the agent may stop repeating it.
     pub(super) fn acknowledged(&mut self, key: &TaskKey, sequence: u64) {
         let Some(record) = self.tasks.get_mut(key) else {
-            let agent = self.tasks.ended(key).map(|t| AgentId::from(t.agent_id.as_str()));
+            let agent = self.tasks.ended_run(key).map(|t| AgentId::from(t.agent_id.as_str()));
             return agent.into_iter().for_each(|agent| self.acknowledge_to(&agent, key, sequence));
         };
         record.acked = record.acked.max(sequence.min(record.status.sequence));

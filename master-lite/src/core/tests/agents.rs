@@ -197,6 +197,31 @@ fn an_agent_that_returns_after_its_tasks_were_lost_has_to_kill_them() {
 }
 
 #[test]
+fn a_refused_launch_does_not_end_the_task_that_has_the_id_already() {
+    let mut world = World::new();
+    let framework = world.framework("f");
+    world.accept(framework, &[], vec![task("t", 1_000, GB)]);
+    assert_eq!(world.one_update(framework).state(), TaskState::Rejected);
+    let list = vec![listed("f", task("t", 1_000, GB), TaskState::Running, 1)];
+    let agent = world.register(registration("a", resources(4_000, 4 * GB), list));
+    assert!(world.kills(agent).is_empty());
+    assert_eq!(world.one_update(framework).state(), TaskState::Running);
+    assert_eq!(world.state_of("f", "t"), Some(TaskState::Running));
+}
+
+#[test]
+fn a_refused_launch_does_not_bring_a_lost_task_back() {
+    let (mut world, agent, framework) = World::with_a_task(0);
+    world.step(Event::SessionEnded { session: agent });
+    world.pass(settings().agent_timeout_ms, &[]);
+    world.accept(framework, &[], vec![task("t", 1_000, GB)]);
+    assert_eq!(world.state_of("f", "t"), Some(TaskState::Rejected));
+    let list = vec![listed("f", task("t", 1_000, GB), TaskState::Running, 1)];
+    let agent = world.register(registration("a", resources(4_000, 4 * GB), list));
+    assert_eq!(world.kills(agent), [("t".to_owned(), TaskReason::AgentLost)]);
+}
+
+#[test]
 fn the_first_agent_with_a_task_keeps_it() {
     let mut world = World::new();
     let framework = world.framework("f");

@@ -213,6 +213,17 @@ impl World {
         })
     }
 
+    fn errors(&mut self, to: SessionId) -> Vec<String> {
+        self.take(|effect| match effect {
+            Effect::ToScheduler { session, event: scheduler_event::Event::Error(error) }
+                if *session == to =>
+            {
+                Some(error.message.clone())
+            }
+            _ => None,
+        })
+    }
+
     fn one_update(&mut self, to: SessionId) -> TaskStatus {
         let updates = self.updates(to);
         assert_eq!(updates.len(), 1, "{updates:?}");

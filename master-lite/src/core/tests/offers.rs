@@ -182,8 +182,12 @@ fn a_live_task_id_is_not_given_twice() {
     let (mut world, agent, framework) = World::with_a_task(0);
     world.call(framework, Call::Revive(bulkhead_proto::v1::Revive {}));
     let offer = world.one_offer(framework);
-    world.accept(framework, &[&offer], vec![task("t", 1_000, GB)]);
-    assert_eq!(world.one_update(framework).reason(), TaskReason::InvalidTask);
+    world.accept(framework, &[&offer], vec![task("t", 1_000, GB), TaskSpec::default()]);
+    let malformed = TaskSpec { argv: Vec::new(), ..task("t", 1_000, GB) };
+    world.accept(framework, &[], vec![malformed]);
+    assert_eq!(world.one_update(framework).task_id, "", "no status about the live task");
+    let errors = world.errors(framework);
+    assert!(errors.len() == 2 && errors.iter().all(|e| e.contains("\"t\" was not launched")), "{errors:?}");
     assert!(world.launches(agent).is_empty());
     assert_eq!(world.state_of("f", "t"), Some(TaskState::Staging));
 }
