@@ -1,0 +1,56 @@
+//! The benchmarks measure what they say, and leave nothing behind. What the figures are is not asserted.
+
+use std::process::{ExitCode, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use bulkhead_testkit::{HANG, harness, host, trials};
+use serde_json::Value;
+use tokio::{process::Command, time::timeout};
+
+fn main() -> ExitCode {
+    let unfit = match host::cgroup2_mount() {
+        _ if !host::is_root() => Some("needs root"),
+        Err(_) => Some("needs a cgroup2 mount"),
+        Ok(_) => None,
+    };
+    harness::run(unfit, trials![launch_counts_every_task, overhead_counts_every_window], || Ok(()))
+}
+
+/// Runs the benchmark with `--json`; its directory for temporary files must be empty afterwards.
+async fn report(arguments: &[&str]) -> Result<Value> {
+    let dir = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .tempdir()?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-bench"));
+    command.args(arguments).arg("--json").env("TMPDIR", dir.path());
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let output = timeout(HANG, command.output()).await.context("the benchmark does not end")??;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ensure!(dir.path().read_dir()?.next().is_none(), "files are left");
+    serde_json::from_slice(&output.stdout).context("its standard output")
+}
+
+async fn launch_counts_every_task() -> Result<()> {
+    let report = report(&["launch", "--tasks", "1,3", "--samples", "6"]).await?;
+    ensure!(report["machine"]["cpus"].as_u64() > Some(0), "{report:#}");
+    // Six of one task; of three tasks the least number of bursts, which is five.
+    for (burst, (tasks, bursts)) in [(1, 6), (3, 5)].into_iter().enumerate() {
+        let burst = &report["launch"][burst];
+        let samples = [&burst["accept_to_running"], &burst["fork_exec"], &burst["agent_launch"]];
+        ensure!(burst["tasks"] == tasks && burst["bursts"] == bursts, "{burst:#}");
+        ensure!(samples.iter().all(|s| s["samples"] == tasks * bursts), "{burst:#}");
+        ensure!(burst["accept_to_running"]["p50_us"].as_u64() > Some(0), "{burst:#}");
+    }
+    Ok(())
+}
+
+async fn overhead_counts_every_window() -> Result<()> {
+    let report = report(&["overhead", "--tasks", "3", "--seconds", "1"]).await?;
+    let windows = &report["overhead"]["windows"];
+    ensure!(windows[0]["tasks"] == 0 && windows[1]["tasks"] == 3, "{windows:#}");
+    let files = |window: usize| windows[window]["agent"]["open_files"].as_u64();
+    ensure!(files(1) > files(0), "a task costs a descriptor: {windows:#}");
+    ensure!(windows[1]["agent"]["cgroup_cpu_percent"].as_f64() > Some(0.0), "{windows:#}");
+    ensure!(windows[1]["master"]["resident_bytes"].as_u64() > Some(0), "{windows:#}");
+    Ok(())
+}
