@@ -86,15 +86,19 @@ impl Core {
         }
     }
 
-    /// Somebody answers for having this status: the agent may stop repeating it.
+    /// Somebody answers for having this status: the agent may stop repeating it. Nobody can have a status that has
+    /// not come yet, and an agent that is told so would never send it.
     pub(super) fn acknowledged(&mut self, key: &TaskKey, sequence: u64) {
         let Some(record) = self.tasks.get_mut(key) else {
-            let agent = self.tasks.ended_run(key).map(|t| AgentId::from(t.agent_id.as_str()));
-            return agent.into_iter().for_each(|agent| self.acknowledge_to(&agent, key, sequence));
+            let Some(task) = self.tasks.ended_run(key) else { return };
+            let newest = task.status.as_ref().map_or(0, |s| s.sequence);
+            let agent = AgentId::from(task.agent_id.as_str());
+            return self.acknowledge_to(&agent, key, sequence.min(newest));
         };
-        record.acked = record.acked.max(sequence.min(record.status.sequence));
+        let sequence = sequence.min(record.status.sequence);
+        record.acked = record.acked.max(sequence);
         let agent = record.agent.clone();
-        let is_over = record.ended() && sequence >= record.status.sequence;
+        let is_over = record.ended() && sequence == record.status.sequence;
         self.acknowledge_to(&agent, key, sequence);
         if is_over {
             self.tasks.retire(key);

@@ -34,6 +34,20 @@ fn a_repeated_status_is_told_again_until_it_is_acknowledged() {
 }
 
 #[test]
+fn an_acknowledgement_covers_only_what_was_said() {
+    let (mut world, agent, framework) = World::with_a_task(0);
+    world.acknowledge(framework, "t", u64::MAX);
+    assert!(world.acks(agent).is_empty(), "nothing was said yet");
+    world.status(agent, "f", "t", TaskState::Running, 1);
+    world.acknowledge(framework, "t", u64::MAX);
+    assert_eq!(world.acks(agent), [("t".to_owned(), 1)]);
+    world.status(agent, "f", "t", TaskState::Finished, 2);
+    world.acknowledge(framework, "t", 2);
+    world.acknowledge(framework, "t", u64::MAX);
+    assert_eq!(world.acks(agent), [("t".to_owned(), 2), ("t".to_owned(), 2)], "after the end, too");
+}
+
+#[test]
 fn nothing_follows_the_last_state() {
     let (mut world, agent, framework) = World::with_a_task(0);
     world.status(agent, "f", "t", TaskState::Failed, 2);
