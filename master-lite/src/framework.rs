@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use bulkhead_proto::v1::{FrameworkInfo, ResourceClass, Resources};
+use bulkhead_proto::{
+    ids::check_id,
+    v1::{FrameworkInfo, ResourceClass, Resources},
+};
 
 use crate::{
     allocator::{MIN_OFFER_CPU_MILLI, MIN_OFFER_MEM_BYTES},
-    ids::{AgentId, FrameworkId, SessionId, UnixMs, id_problem},
+    ids::{AgentId, FrameworkId, SessionId, UnixMs},
 };
 
 /// The role of a framework that names none.
@@ -171,7 +174,7 @@ impl Frameworks {
 /// A sentence for the framework's author.
 pub fn check_subscription(mut info: FrameworkInfo) -> Result<FrameworkInfo, String> {
     if !info.framework_id.is_empty()
-        && let Some(problem) = id_problem(&info.framework_id)
+        && let Err(problem) = check_id(&info.framework_id)
     {
         return Err(format!(
             "framework id {:?} {problem}, or leave it empty to be given one",

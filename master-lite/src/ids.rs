@@ -2,9 +2,6 @@
 
 use std::{borrow::Borrow, fmt, sync::Arc};
 
-/// Longest id that is accepted from outside, in bytes.
-pub const MAX_ID_LEN: usize = 128;
-
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -100,39 +97,5 @@ impl UnixMs {
     #[must_use]
     pub fn after_ms(self, ms: u64) -> Self {
         Self(self.0.saturating_add(ms))
-    }
-}
-
-/// Why a text cannot be an id, as the second half of a sentence, or `None` where it can.
-///
-/// Ids become directory and cgroup names on agents, so they are held to letters, digits, `.`, `_`
-/// and `-`, and are never `.` or `..`.
-pub fn id_problem(text: &str) -> Option<String> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    if text.is_empty() {
-        Some("is empty; give it between 1 and 128 of A-Z a-z 0-9 . _ -".to_owned())
-    } else if text.len() > MAX_ID_LEN {
-        Some(format!("is {} bytes long; at most {MAX_ID_LEN} are allowed", text.len()))
-    } else if let Some(odd) = text.chars().find(|&c| !allowed(c)) {
-        Some(format!("contains {odd:?}; use only A-Z a-z 0-9 . _ -"))
-    } else if matches!(text, "." | "..") {
-        Some("is a directory name with a meaning of its own; choose another".to_owned())
-    } else {
-        None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_that_cannot_be_file_names_are_refused() {
-        for good in ["a", "web-1.2_3", "...", &"x".repeat(MAX_ID_LEN)] {
-            assert_eq!(id_problem(good), None, "{good}");
-        }
-        for bad in ["", ".", "..", "a/b", "a b", "é", "a\0", &"x".repeat(MAX_ID_LEN + 1)] {
-            assert!(id_problem(bad).is_some(), "{bad:?}");
-        }
     }
 }

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use bulkhead_proto::v1::{AgentInfo, Register, ResourceReport, Resources};
+use bulkhead_proto::{
+    ids::check_id,
+    v1::{AgentInfo, Register, ResourceReport, Resources},
+};
 
-use crate::ids::{AgentId, SessionId, UnixMs, id_problem};
+use crate::ids::{AgentId, SessionId, UnixMs};
 
 /// One agent that is registered, or was until a moment ago.
 #[derive(Clone, Debug)]
@@ -103,9 +106,7 @@ pub fn check_register(register: &Register) -> Result<AgentId, String> {
             "Register carries no agent: send AgentInfo with the id from the work directory".to_owned()
         );
     };
-    if let Some(problem) = id_problem(&info.agent_id) {
-        return Err(format!("agent id {:?} {problem}", info.agent_id));
-    }
+    check_id(&info.agent_id).map_err(|problem| format!("agent id {:?} {problem}", info.agent_id))?;
     let Some(report) = &register.report else {
         return Err(format!("agent {}: Register carries no report: send what the node has", info.agent_id));
     };

@@ -1,7 +1,8 @@
 //! `bulkhead.v1`: the protocol between agents, the master, frameworks and operators.
 //!
 //! The messages are documented in `proto/bulkhead/v1/*.proto`; this crate holds the code generated
-//! from them. [`Resources`](v1::Resources) arithmetic that every side needs lives in [`resources`].
+//! from them, and the rules that every side keeps: [`Resources`](v1::Resources) arithmetic in [`resources`], what an
+//! id is in [`ids`].
 
 /// The messages and services of `bulkhead.v1`.
 #[allow(
@@ -17,6 +18,7 @@ pub mod v1 {
     tonic::include_proto!("bulkhead.v1");
 }
 
+pub mod ids;
 mod json;
 mod ports;
 pub mod resources;

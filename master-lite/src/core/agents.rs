@@ -1,13 +1,16 @@
 //! Agents come, report, fall silent, and come back.
 
-use bulkhead_proto::v1::{
-    Acknowledge, Grant, Kill, Register, Registered, ResourceReport, Task, TaskReason, TaskState, TaskStatus,
-    agent_message, master_message,
+use bulkhead_proto::{
+    ids::check_id,
+    v1::{
+        Acknowledge, Grant, Kill, Register, Registered, ResourceReport, Task, TaskReason, TaskState,
+        TaskStatus, agent_message, master_message,
+    },
 };
 
 use super::{Closing, Core, SILENT_INTERVALS, Severity};
 use crate::{
-    ids::{AgentId, SessionId, TaskKey, UnixMs, id_problem},
+    ids::{AgentId, SessionId, TaskKey, UnixMs},
     inventory::{check_register, check_report},
     ledger::Held,
     tasks::{KillOrder, Record, is_terminal},
@@ -81,8 +84,7 @@ impl Core {
     /// One task out of an agent's list.
     fn take_over(&mut self, agent: &AgentId, task: &Task) {
         let spec = task.spec.clone().unwrap_or_default();
-        let problem = id_problem(&spec.task_id).or_else(|| id_problem(&task.framework_id));
-        if let Some(problem) = problem {
+        if let Err(problem) = check_id(&spec.task_id).and_then(|()| check_id(&task.framework_id)) {
             let text = format!(
                 "agent {agent} lists task {:?} of {:?}, whose id {problem}",
                 spec.task_id, task.framework_id

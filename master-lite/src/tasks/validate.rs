@@ -1,8 +1,9 @@
 //! Is this something that can be launched at all?
 
-use bulkhead_proto::v1::{Grant, ResourceClass, Resources, TaskReason, TaskSpec};
-
-use crate::ids::id_problem;
+use bulkhead_proto::{
+    ids::check_id,
+    v1::{Grant, ResourceClass, Resources, TaskReason, TaskSpec},
+};
 
 /// Most bytes that names, arguments and environment of a task may have together. Linux gives a program
 /// 2 MiB for arguments and environment; a tenth of it keeps a list of many tasks in one message.
@@ -34,9 +35,7 @@ pub fn check_spec(spec: &TaskSpec) -> Result<(ResourceClass, Resources), Refusal
 }
 
 fn check_command(spec: &TaskSpec) -> Result<(), String> {
-    if let Some(problem) = id_problem(&spec.task_id) {
-        return Err(format!("the task id {problem}"));
-    }
+    check_id(&spec.task_id).map_err(|problem| format!("the task id {problem}"))?;
     if spec.argv.first().is_none_or(String::is_empty) {
         return Err("the command is empty; put the program to run first into argv".to_owned());
     }
