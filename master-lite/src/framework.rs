@@ -9,7 +9,7 @@ use bulkhead_proto::{
 
 use crate::{
     allocator::{MIN_OFFER_CPU_MILLI, MIN_OFFER_MEM_BYTES},
-    ids::{AgentId, FrameworkId, SessionId, UnixMs},
+    ids::{AgentId, FrameworkId, MAX_WAIT_MS, SessionId, UnixMs},
 };
 
 /// The role of a framework that names none.
@@ -168,7 +168,7 @@ impl Frameworks {
     }
 }
 
-/// What a framework may subscribe as: role and classes filled in, amounts checked.
+/// What a framework may subscribe as: role and classes filled in, amounts checked, times that can pass.
 ///
 /// # Errors
 /// A sentence for the framework's author.
@@ -181,6 +181,7 @@ pub fn check_subscription(mut info: FrameworkInfo) -> Result<FrameworkInfo, Stri
             info.framework_id
         ));
     }
+    info.failover_timeout_ms = info.failover_timeout_ms.min(MAX_WAIT_MS);
     if info.role.is_empty() {
         info.role = DEFAULT_ROLE.to_owned();
     }

@@ -88,14 +88,18 @@ pub struct SessionId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
+/// Longest wait that somebody can ask for: a year, in milliseconds. What is to hold for longer is as good as for
+/// ever, and a timer that never fires would keep what it waits for in memory.
+pub const MAX_WAIT_MS: u64 = 365 * 24 * 60 * 60 * 1000;
+
 /// A moment: milliseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UnixMs(pub u64);
 
 impl UnixMs {
-    /// The moment this many milliseconds later; the end of time where there is none.
+    /// The moment this many milliseconds later, or [`MAX_WAIT_MS`] where that is sooner.
     #[must_use]
     pub fn after_ms(self, ms: u64) -> Self {
-        Self(self.0.saturating_add(ms))
+        Self(self.0.saturating_add(ms.min(MAX_WAIT_MS)))
     }
 }

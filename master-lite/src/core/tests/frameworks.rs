@@ -3,6 +3,7 @@
 use bulkhead_proto::v1::{CallError, Detach, Subscribe, Teardown};
 
 use super::*;
+use crate::ids::MAX_WAIT_MS;
 
 fn subscribed(world: &mut World, session: SessionId) -> Option<String> {
     world.events(session).into_iter().find_map(|e| match e {
@@ -176,4 +177,18 @@ fn frameworks_hear_heartbeats_while_they_listen() {
     world.step(Event::SessionEnded { session: framework });
     world.pass(5_000, &[]);
     assert_eq!(world.core.next_deadline(), None, "an idle master sleeps");
+}
+
+#[test]
+fn nobody_is_waited_for_longer_than_a_year() {
+    let mut world = World::new();
+    let info = FrameworkInfo { failover_timeout_ms: u64::MAX, ..FrameworkInfo::default() };
+    let session = world.subscribe(info);
+    world.step(Event::SessionEnded { session });
+    world.now.0 += MAX_WAIT_MS - 1;
+    world.step(Event::Tick);
+    assert_eq!(world.core.list_frameworks().len(), 1);
+    world.now.0 += 1;
+    world.step(Event::Tick);
+    assert!(world.core.list_frameworks().is_empty());
 }

@@ -1,6 +1,7 @@
 //! Offers: who gets them, what an accept may do with them, how they end.
 
 use super::*;
+use crate::ids::MAX_WAIT_MS;
 
 /// The worked example of the Mesos papers: one framework takes a part, another is offered the rest.
 #[test]
@@ -216,6 +217,18 @@ fn a_decline_without_a_time_takes_the_default() {
     world.pass(settings().refuse_ms - 1, &[agent]);
     assert!(world.offers(framework).is_empty());
     world.pass(1, &[agent]);
+    world.one_offer(framework);
+}
+
+#[test]
+fn a_refusal_ends_within_a_year() {
+    let mut world = World::new();
+    world.agent("a", resources(4_000, 4 * GB));
+    let framework = world.framework("f");
+    let offer = world.one_offer(framework);
+    world.decline(framework, &offer, u64::MAX);
+    world.now.0 += MAX_WAIT_MS;
+    world.agent("a", resources(4_000, 4 * GB));
     world.one_offer(framework);
 }
 
