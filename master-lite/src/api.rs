@@ -18,8 +18,12 @@ mod session;
 
 use std::time::Duration;
 
-use bulkhead_proto::v1::{
-    agent_link_server::AgentLinkServer, operator_server::OperatorServer, scheduler_server::SchedulerServer,
+use bulkhead_proto::{
+    MAX_MESSAGE_BYTES,
+    v1::{
+        agent_link_server::AgentLinkServer, operator_server::OperatorServer,
+        scheduler_server::SchedulerServer,
+    },
 };
 use tonic::service::Routes;
 
@@ -30,15 +34,13 @@ pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often connections without traffic are pinged.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A Register lists every task of an agent: ten thousand of a few kilobytes each.
-const MAX_AGENT_MESSAGE_BYTES: usize = 64 << 20;
 /// An Accept launches many tasks at once.
 const MAX_SCHEDULER_MESSAGE_BYTES: usize = 16 << 20;
 
 /// Everything the master answers to.
 pub fn routes(driver: &driver::Handle, metrics: Metrics) -> Routes {
     let agents = AgentLinkServer::new(agent_link::Service::new(driver.clone()))
-        .max_decoding_message_size(MAX_AGENT_MESSAGE_BYTES);
+        .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let schedulers = SchedulerServer::new(scheduler::Service::new(driver.clone()))
         .max_decoding_message_size(MAX_SCHEDULER_MESSAGE_BYTES);
     let operators = OperatorServer::new(operator::Service::new(driver.clone()));

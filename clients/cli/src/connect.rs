@@ -2,7 +2,10 @@
 
 use std::{error::Error, fmt, io, str::FromStr, time::Duration};
 
-use bulkhead_proto::v1::{agent_client::AgentClient, operator_client::OperatorClient};
+use bulkhead_proto::{
+    MAX_MESSAGE_BYTES,
+    v1::{agent_client::AgentClient, operator_client::OperatorClient, scheduler_client::SchedulerClient},
+};
 use tonic::{
     Code, Status,
     transport::{Channel, Endpoint},
@@ -74,14 +77,20 @@ pub(crate) async fn master_channel(address: &Address) -> Result<Channel, CliErro
 
 /// The operator calls of the master.
 pub(crate) async fn operator(address: &Address) -> Result<OperatorClient<Channel>, CliError> {
-    Ok(OperatorClient::new(master_channel(address).await?))
+    Ok(OperatorClient::new(master_channel(address).await?).max_decoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// The scheduler calls of the master, on a channel to it.
+pub(crate) fn scheduler(master: Channel) -> SchedulerClient<Channel> {
+    SchedulerClient::new(master).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 /// The API of an agent, at the address it registered with.
 pub(crate) async fn agent(api_address: &str) -> Result<AgentClient<Channel>, CliError> {
     let no_agent = |cause: String| CliError::NoAgent { address: api_address.to_owned(), cause };
     let address: Address = api_address.parse().map_err(|e: AddressError| no_agent(e.to_string()))?;
-    address.open().await.map(AgentClient::new).map_err(no_agent)
+    let channel = address.open().await.map_err(no_agent)?;
+    Ok(AgentClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
 /// An error answer of the master to `call`, as this program's own error.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bulkhead_proto::v1::{
     FrameworkInfo, Offer, SchedulerCall, SchedulerEvent, Subscribe, Subscribed, TaskStatus,
-    scheduler_call::Call, scheduler_client::SchedulerClient, scheduler_event,
+    scheduler_call::Call, scheduler_event,
 };
 use tokio::{
     sync::mpsc,
@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::{
-    connect::{Address, master_channel, refused_by_master, status_text},
+    connect::{Address, master_channel, refused_by_master, scheduler, status_text},
     error::CliError,
 };
 
@@ -232,7 +232,7 @@ impl Stream {
         let subscribe = Call::Subscribe(Subscribe { framework: Some(framework) });
         // The queue is empty and its other end lives in `stream_calls`.
         let _ = outbound.send(SchedulerCall { call: Some(subscribe) }).await;
-        let inbound = SchedulerClient::new(channel).session(stream_calls).await?.into_inner();
+        let inbound = scheduler(channel).session(stream_calls).await?.into_inner();
         Ok(Self { outbound, inbound })
     }
 

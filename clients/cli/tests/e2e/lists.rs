@@ -65,6 +65,16 @@ async fn ps_shows_live_tasks_and_with_a_ended_ones_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_list_may_be_longer_than_a_message_is_by_default() {
+    let master = FakeMaster::start().await;
+    let mut task = live("big", "big", "a-1");
+    task.spec.as_mut().unwrap().argv = vec!["x".repeat(200 << 10)];
+    master.lists().tasks = vec![task; 21];
+    let list = output(&master.address, &["ps"]).await;
+    assert_eq!(list.text().lines().count(), 22, "{}", list.text());
+}
+
+#[tokio::test]
 async fn json_lists_are_one_document_with_units_in_the_names() {
     let master = FakeMaster::start().await;
     master.lists().tasks = vec![live("web-1", "web", "a-1")];
