@@ -25,7 +25,10 @@ pub(crate) fn tests() -> Vec<Trial> {
 }
 
 /// Long against the 100 ms period of `cpu.max`.
-const WINDOW: Duration = Duration::from_secs(3);
+const WINDOW: Duration = Duration::from_secs(4);
+/// A processor takes its share of a quota in slices of 5 ms and may keep what it has not used, so that a grant of
+/// 50 ms a period, used on two processors, can run over by two slices.
+const SLICES_PERCENT: f64 = 20.0;
 const BURN: &str = "while :; do :; done";
 
 /// Burns on one processor only, so that two of these contend.
@@ -76,7 +79,7 @@ async fn several_processes_share_one_grant() -> Result<()> {
     let script = format!("for i in 1 2 3; do setsid sh -c '{BURN}' & done; wait");
     framework.start(Task::shell("t", &script).cpu_milli(500)).await?;
     let [used] = cpus_used([&cluster.guaranteed(&framework, "t")?]).await?;
-    assert_near("CPUs of three processes", used, 0.5, 10.0);
+    assert_near("CPUs of three processes", used, 0.5, SLICES_PERCENT);
     framework.teardown().await
 }
 
