@@ -46,7 +46,7 @@ const UNAVAILABLE: u8 = 69;
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Print the lines as one JSON document; fields carry their units
+    /// Print the lines as one JSON document, without progress; fields carry their units
     #[arg(long)]
     json: bool,
     /// Only these programs, in this order
@@ -82,7 +82,7 @@ fn act(name: &str) -> Result<&'static Act, String> {
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    let screen = Screen::new();
+    let screen = Screen::new(cli.json);
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(error) => return failed(&screen, &error),

@@ -21,17 +21,19 @@ pub(crate) struct Screen {
     pub(crate) color: bool,
     /// Columns of the table.
     pub(crate) width: u16,
+    /// No progress: in a test guest both streams are one, and programs read this one.
+    pub(crate) quiet: bool,
 }
 
 impl Screen {
     /// Asks the streams and the environment: NO_COLOR, FORCE_COLOR (for a test guest, whose output passes
     /// through a pipe to a terminal) and COLUMNS.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(quiet: bool) -> Self {
         let set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
         let terminal = io::stdout().is_terminal() && io::stderr().is_terminal();
         let columns = env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
         let width = columns.or_else(|| comfy_table::Table::new().width()).unwrap_or(WIDTH);
-        Self { color: !set("NO_COLOR") && (terminal || set("FORCE_COLOR")), width }
+        Self { color: !set("NO_COLOR") && (terminal || set("FORCE_COLOR")), width, quiet }
     }
 
     /// Prints a result.
@@ -67,7 +69,7 @@ impl Screen {
 
     /// Why the demo failed.
     pub(crate) fn error(&self, text: &str) {
-        self.progress(&format!("{} {text}", self.paint("error:", Style::new().red().bold())));
+        write_line(&format!("{} {text}", self.paint("error:", Style::new().red().bold())));
     }
 
     fn paint(&self, text: &str, style: Style) -> String {
@@ -75,7 +77,13 @@ impl Screen {
     }
 
     fn progress(&self, text: &str) {
-        // Nobody is left to be told when standard error itself is gone.
-        drop(writeln!(io::stderr().lock(), "{text}"));
+        if !self.quiet {
+            write_line(text);
+        }
     }
+}
+
+fn write_line(text: &str) {
+    // Nobody is left to be told when standard error itself is gone.
+    drop(writeln!(io::stderr().lock(), "{text}"));
 }

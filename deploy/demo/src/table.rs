@@ -53,7 +53,7 @@ mod tests {
         let good = Line::new("web", "run web".into(), "port 31000".into());
         let mut bad = Line::new("cpu", "run cpu".into(), "0.5 CPU".into());
         bad.measured("0.9 CPU").check(false, || "more than granted".into());
-        let screen = Screen { color: false, width: 120 };
+        let screen = Screen { color: false, width: 120, quiet: false };
         let text = render(&[good, bad], &screen);
         assert!(text.contains("more than granted") && text.contains("0.9 CPU"), "{text}");
         assert!(text.ends_with("1 of 2 lines held"), "{text}");
