@@ -183,9 +183,13 @@ impl Cli {
     }
 }
 
+/// A launch blocks a thread for a fraction of a millisecond; more of them at once would only share the CPUs.
+const BLOCKING_THREADS: usize = 16;
+
 fn runtime() -> Result<tokio::runtime::Runtime> {
     // Two threads carry thousands of tasks: nearly all the time is waiting.
-    let built = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let built = builder.worker_threads(2).max_blocking_threads(BLOCKING_THREADS).enable_all().build();
     built.context("start the runtime")
 }
 

@@ -59,9 +59,23 @@ pub enum LinkError {
     Stopping,
 }
 
+impl LinkError {
+    /// What a master answered that is there and does not want this agent. `None` for all the ways in which
+    /// there is no master: they take turns while one is starting, and are one piece of news.
+    fn refusal(&self) -> Option<tonic::Code> {
+        use tonic::Code::{Cancelled, Unavailable, Unknown};
+        match self {
+            Self::Status(status) if !matches!(status.code(), Cancelled | Unavailable | Unknown) => {
+                Some(status.code())
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Keeps a session with the master for as long as the agent lives.
 ///
-/// An unreachable master is told once, and once more when it is found.
+/// An unreachable master is told once, and once more when it is found; one that refuses this agent is news.
 ///
 /// # Errors
 /// Only an address that can never work, and the agent's own end.
@@ -73,7 +87,7 @@ pub async fn run(master: &str, keeper: Sender) -> Result<(), LinkError> {
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE);
     let mut pause = FIRST_PAUSE;
-    let mut told = String::new();
+    let mut told = None;
     loop {
         let dialled = Instant::now();
         match session(&endpoint, master, &keeper).await {
@@ -81,12 +95,12 @@ pub async fn run(master: &str, keeper: Sender) -> Result<(), LinkError> {
             Err(error) => {
                 // A session that lasted was a success: its end is news, and the next try comes at once.
                 if dialled.elapsed() > ANSWER_WITHIN {
-                    (pause, told) = (FIRST_PAUSE, String::new());
+                    (pause, told) = (FIRST_PAUSE, None);
                 }
-                let error = crate::error_chain(&error);
-                if told != error {
+                if told != Some(error.refusal()) {
+                    told = Some(error.refusal());
+                    let error = crate::error_chain(&error);
                     tracing::warn!(master, error, "no session with the master; trying on");
-                    told = error;
                 }
             }
             Ok(never) => match never {},

@@ -69,6 +69,9 @@ pub enum NodeError {
     /// The master's address.
     #[error(transparent)]
     Link(#[from] link::LinkError),
+    /// A part of the agent panicked.
+    #[error("a part of the agent ended unexpectedly")]
+    Task(#[from] tokio::task::JoinError),
     /// A metric registered twice.
     #[error("register the metrics")]
     Metrics(#[from] prometheus::Error),
@@ -155,9 +158,12 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     tokio::spawn(sampler::run(sampling, every, config.measure_strangers, messages.clone()));
     let answers = AgentApi { keeper: messages.clone(), events, isolators, metrics };
     tracing::info!(address = %listening, "listening");
+    // Tasks of their own: on the thread that waits here, each message would first have to wake it.
+    let serving = tokio::spawn(api::serve(answers, tcp, config.work_dir.join(api::SOCKET)));
+    let linking = tokio::spawn(async move { link::run(&config.master, messages).await });
     let result = tokio::select! {
-        served = api::serve(answers, tcp, config.work_dir.join(api::SOCKET)) => served.map_err(NodeError::from),
-        linked = link::run(&config.master, messages) => linked.map_err(NodeError::from),
+        served = serving => served?.map_err(NodeError::from),
+        linked = linking => linked?.map_err(NodeError::from),
     };
     drop::<Held>(held);
     result

@@ -152,11 +152,15 @@ async fn launch_task(
     });
     let promise = journal.record(&key.0, &key.1, Fact::Accepted(accepted));
     let (prepared, promised) = tokio::join!(prepare, promise);
-    let prepared = prepared?;
-    if let Err(error) = promised {
-        blocking(move || prepared.undo()).await;
-        return Err(LaunchError::Journal(error));
-    }
+    let prepared = match (prepared, promised) {
+        (prepared, Ok(())) => prepared?,
+        (prepared, Err(error)) => {
+            if let Ok(prepared) = prepared {
+                blocking(move || prepared.undo()).await;
+            }
+            return Err(LaunchError::Journal(error));
+        }
+    };
     let running = blocking(move || prepared.start()).await?;
     if let Err(error) = journal.record(&key.0, &key.1, Fact::Started(running.started.clone())).await {
         // It runs; only a crash of the agent would lose sight of it.

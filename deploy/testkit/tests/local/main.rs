@@ -3,6 +3,7 @@
 mod bad_config;
 mod bad_task;
 mod command_line;
+mod disk;
 mod kill;
 mod ports;
 mod program;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         kill::tests(),
         ports::tests(),
         restart::tests(),
+        disk::tests(),
         bad_config::tests(),
         bad_task::tests(),
         command_line::tests(),

@@ -111,7 +111,7 @@ async fn a_cgroup_below_is_held_too() -> Result<()> {
 }
 
 /// One HTTP request; the body of the answer.
-async fn http_get(address: &str, path: &str) -> Result<String> {
+pub(crate) async fn http_get(address: &str, path: &str) -> Result<String> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(address).await?;
     stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: agent\r\n\r\n").as_bytes()).await?;

@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use bulkhead_proto::v1::{FrameworkInfo, TaskReason, TaskState};
 use bulkhead_testkit::{
     Cluster, Framework, Options, Task,
@@ -23,6 +23,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         a_new_master_learns_of_tasks_and_their_ends,
         a_master_that_is_not_there_is_waited_for,
         cleanup_ends_everything,
+        cleanup_spares_an_agent_with_another_work_directory,
     ]
 }
 
@@ -185,5 +186,22 @@ async fn cleanup_ends_everything() -> Result<()> {
     assert!(refused.stderr.contains(&cluster.agent_pid()?.to_string()), "{}", refused.stderr);
     cluster.kill_agent_hard().await?;
     // Checks that cgroups and pins are gone.
+    cluster.finish().await
+}
+
+async fn cleanup_spares_an_agent_with_another_work_directory() -> Result<()> {
+    let cluster = Cluster::start(Options::default()).await?;
+    let framework = cluster.framework("spared").await?;
+    framework.start(Task::new("t", ["sleep", "600"])).await?;
+    let elsewhere = tempfile::tempdir()?;
+    let mut arguments = cluster.agent_arguments();
+    let value = arguments.iter().position(|a| a == "--work-dir").context("a work directory")? + 1;
+    arguments[value] = elsewhere.path().display().to_string();
+    let refused = cluster.run_agent(&[vec!["cleanup".to_owned()], arguments].concat()).await?;
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    assert!(refused.stderr.contains("another agent"), "{}", refused.stderr);
+    framework.kill("t", 0).await?;
+    assert_eq!(framework.end_of("t").await?.state(), TaskState::Killed);
+    framework.teardown().await?;
     cluster.finish().await
 }
