@@ -14,7 +14,7 @@ demo: build ## Run real programs as tasks, and show what the kernel held them to
 	@deploy/vm/auto -t 600 -- $(TARGET)/debug/bulkhead-demo
 
 run: build ## Start a master and an agent and leave them up until Ctrl-C
-	@deploy/vm/auto -t 0 -p 5050 -p 5051 -- $(TARGET)/debug/bulkhead-demo up
+	@deploy/vm/auto -t 0 -p 5050 -p 5051 -p 31000 -- $(TARGET)/debug/bulkhead-demo up
 
 build: setup ## Build everything, for tests and the demo
 	cargo build --workspace --bins $(CARGO_FLAGS)
