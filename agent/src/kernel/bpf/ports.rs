@@ -73,8 +73,8 @@ impl PortRules {
                 self.delete_word(&key)?;
             }
         }
-        // Going through all denials takes a system call for each: only where there are some of this task.
-        if self.total_denied(cgroup_id)? > 0 {
+        // Going through all denials takes a system call for each: not for a task that is known to have none.
+        if self.counters.get(&cgroup_id)?.is_none_or(|counters| counters.denied > 0) {
             for (key, _) in self.denials(cgroup_id)? {
                 self.denials.delete(&key)?;
             }
