@@ -9,7 +9,7 @@ use serde::Serialize;
 /// The machine and the build.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Machine {
-    /// As `uname -r` prints it.
+    /// The version in what `uname -r` prints.
     pub(crate) kernel: String,
     /// As `uname -m` prints it.
     pub(crate) architecture: String,
@@ -37,7 +37,7 @@ impl Machine {
         let memory = Meminfo::current().context("read /proc/meminfo")?;
         let load = procfs::LoadAverage::current().context("read /proc/loadavg")?;
         Ok(Self {
-            kernel: names.release().to_string_lossy().into_owned(),
+            kernel: version(&names.release().to_string_lossy()),
             architecture: names.machine().to_string_lossy().into_owned(),
             cpu_model: cpus.model_name(0).unwrap_or("unknown").to_owned(),
             cpus: cpus.num_cores(),
@@ -49,4 +49,9 @@ impl Machine {
             version: env!("CARGO_PKG_VERSION"),
         })
     }
+}
+
+/// The numbers of a release: what a distribution or a site appends says nothing about speed.
+fn version(release: &str) -> String {
+    release.split(['-', '+']).next().unwrap_or_default().to_owned()
 }
