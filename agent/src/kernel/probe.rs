@@ -121,12 +121,7 @@ fn controllers(mount: Option<&Path>) -> Vec<Feature> {
             "memory limits: memory.max, oom.group",
             "memory is not offered",
         ),
-        feature(
-            "cgroup_pids",
-            find("pids"),
-            "the number of processes: pids.max",
-            "tasks can fork without bound",
-        ),
+        feature("cgroup_pids", find("pids"), "the number of processes: pids.max", "nothing is offered"),
     ]
 }
 
