@@ -53,6 +53,14 @@ pub struct Config {
     pub allow_root_tasks: bool,
     /// Processes and threads of a task that names no number. A JVM with 500 threads fits; a fork bomb ends early.
     pub default_pids_max: u64,
+    /// Sandbox of a task that asks for no disk.
+    pub default_disk: ByteSize,
+    /// What each of stdout and stderr keeps of its end, for tasks that name no size.
+    pub default_output: ByteSize,
+    /// A task above its memory.high is ended when it loses this percentage of its time to memory stalls...
+    pub mem_stall_percent: u32,
+    /// ... for this long.
+    pub mem_stall_ms: u64,
     /// Time between SIGTERM and the end of every process, for tasks that name none.
     pub kill_grace_ms: u64,
     /// How often the node is measured.
@@ -86,6 +94,10 @@ impl Default for Config {
             task_user: "nobody".into(),
             allow_root_tasks: false,
             default_pids_max: 1024,
+            default_disk: ByteSize::mib(256),
+            default_output: ByteSize::mib(64),
+            mem_stall_percent: 80,
+            mem_stall_ms: 10_000,
             kill_grace_ms: 5000,
             sample_every_ms: 1000,
             report_every_ms: 5000,

@@ -1,5 +1,11 @@
 //! A grant that was checked: the set of limits that the isolators turn into kernel state. Pure.
 
+use std::{
+    ops::RangeInclusive,
+    path::{Component, PathBuf},
+    time::Duration,
+};
+
 use bulkhead_proto::{
     resources::{PortSet, PortSetError},
     v1,
@@ -14,7 +20,7 @@ pub enum Class {
     Revocable,
 }
 
-/// What a task may use, checked once on arrival.
+/// What a task may use, checked once on arrival. Each isolator reads its own part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// Thousandths of a CPU; at least [`MIN_CPU_MILLI`].
@@ -25,12 +31,116 @@ pub struct Grant {
     pub ports: PortSet,
     /// How firmly all this is held.
     pub class: Class,
-    /// May it use more CPU than granted while there is some idle?
-    pub cpu_burst: bool,
     /// Processes and threads at once.
     pub pids_max: u64,
+    /// How the CPU is held.
+    pub cpu: CpuGrant,
+    /// How the memory is held.
+    pub mem: MemGrant,
+    /// Space and traffic of the disk.
+    pub disk: DiskGrant,
+    /// Devices besides the harmless ones.
+    pub devices: Vec<DeviceRule>,
 }
 
+/// How the granted CPU is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuGrant {
+    /// The cap in thousandths of a CPU; `None` is no cap.
+    pub cap_milli: Option<u64>,
+    /// Length of the accounting period.
+    pub period_usec: u64,
+    /// CPU time that may be saved up while idle; at most the quota of one period.
+    pub burst_usec: u64,
+    /// Whole cores of its own.
+    pub exclusive: bool,
+    /// And those out of the scheduler's load balancing.
+    pub isolated: bool,
+    /// Never beside another task on one physical core.
+    pub core_scheduling: bool,
+}
+
+/// How the granted memory is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemGrant {
+    /// The hard limit; at least the grant.
+    pub max_bytes: u64,
+    /// From here on the task is slowed down and reclaimed from.
+    pub high_bytes: Option<u64>,
+    /// Swap it may use.
+    pub swap_bytes: u64,
+    /// Above `high_bytes`: ended when this percentage of its time is lost to memory stalls...
+    pub stall_percent: u32,
+    /// ... for this long.
+    pub stall_for: Duration,
+    /// Does the whole task end at the limit, or only one process?
+    pub oom_group: bool,
+}
+
+/// Space and traffic of the disk below the sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskGrant {
+    /// Space that was asked for, and is held for the task.
+    pub held_bytes: u64,
+    /// Limit of the sandbox: what was asked for, or else the default.
+    pub bytes: u64,
+    /// Files and directories in it.
+    pub inodes: u64,
+    /// What each of stdout and stderr keeps of its end.
+    pub output_bytes: u64,
+    /// Share under contention.
+    pub io_weight: u32,
+    /// What it may move; `None` is no cap.
+    pub read_bytes_per_sec: Option<u64>,
+    /// As above, written.
+    pub write_bytes_per_sec: Option<u64>,
+    /// Read operations.
+    pub read_ops_per_sec: Option<u64>,
+    /// Write operations.
+    pub write_ops_per_sec: Option<u64>,
+}
+
+/// Access to one device of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceRule {
+    /// Its file, below /dev.
+    pub path: PathBuf,
+    /// May it be read?
+    pub read: bool,
+    /// May it be written?
+    pub write: bool,
+    /// May its file be made?
+    pub make: bool,
+}
+
+/// What stands in where a grant names nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GrantDefaults {
+    /// Processes and threads.
+    pub pids_max: u64,
+    /// Space of a sandbox.
+    pub disk_bytes: u64,
+    /// Of each output.
+    pub output_bytes: u64,
+    /// See [`MemGrant::stall_percent`].
+    pub stall_percent: u32,
+    /// See [`MemGrant::stall_for`].
+    pub stall_for: Duration,
+}
+
+/// The kernel's own accounting period: long enough that the cost of throttling does not show, short enough that
+/// a capped service is not away for long.
+pub const PERIOD_USEC: u64 = 100_000;
+/// The periods that `cpu.max` takes.
+const PERIODS_USEC: RangeInclusive<u64> = 1_000..=1_000_000;
+/// One inode for each of this many granted bytes, as ext4 is made by default.
+const BYTES_PER_INODE: u64 = 16 * 1024;
+/// Even a small sandbox holds a few files.
+const MIN_INODES: u64 = 128;
+/// The kernel's default share.
+const IO_WEIGHT: u32 = 100;
+/// The shares that `io.weight` takes.
+const IO_WEIGHTS: RangeInclusive<u32> = 1..=10_000;
 /// The smallest quota that `cpu.max` takes is 1 ms, a hundredth of the default period.
 pub const MIN_CPU_MILLI: u64 = 10;
 /// Below this no dynamically linked program gets as far as its `main`.
@@ -38,6 +148,7 @@ pub const MIN_MEM_BYTES: u64 = 512 * 1024;
 /// Larger requests are mistakes in a unit: no machine has a million CPUs or an exbibyte of memory.
 const MAX_CPU_MILLI: u64 = 1_000_000_000;
 const MAX_MEM_BYTES: u64 = 1 << 60;
+const MAX_DISK_BYTES: u64 = 1 << 60;
 
 /// PID_MAX_LIMIT of 64-bit kernels.
 const MAX_PIDS: u64 = 4_194_304;
@@ -63,14 +174,31 @@ pub enum GrantError {
     /// Ports that do not exist.
     #[error(transparent)]
     Ports(#[from] PortSetError),
+    /// An option of the CPU that no kernel takes.
+    #[error("cpu: {0}")]
+    CpuOption(String),
+    /// An option of the memory that no kernel takes.
+    #[error("memory: {0}")]
+    MemOption(String),
+    /// An option of the disk that no kernel takes.
+    #[error("disk: {0}")]
+    DiskOption(String),
+    /// No device of the host.
+    #[error("device {path:?}: {why}")]
+    Device {
+        /// As it was asked for.
+        path: String,
+        /// What is wrong.
+        why: &'static str,
+    },
 }
 
 impl Grant {
-    /// Checks a grant from outside; `default_pids_max` stands in where it names none.
+    /// Checks a grant from outside; `defaults` stand in where it names nothing.
     ///
     /// # Errors
     /// [`GrantError`] says what is impossible about it.
-    pub fn check(grant: Option<&v1::Grant>, default_pids_max: u64) -> Result<Self, GrantError> {
+    pub fn check(grant: Option<&v1::Grant>, defaults: &GrantDefaults) -> Result<Self, GrantError> {
         let grant = grant.ok_or(GrantError::Missing)?;
         let resources = grant.resources.as_ref().ok_or(GrantError::Missing)?;
         let class = match v1::ResourceClass::try_from(grant.class) {
@@ -84,7 +212,7 @@ impl Grant {
         if !(MIN_MEM_BYTES..=MAX_MEM_BYTES).contains(&resources.mem_bytes) {
             return Err(GrantError::Memory(resources.mem_bytes));
         }
-        let pids_max = if grant.pids_max == 0 { default_pids_max } else { grant.pids_max };
+        let pids_max = or_default(grant.pids_max, defaults.pids_max);
         if pids_max > MAX_PIDS {
             return Err(GrantError::Pids(pids_max));
         }
@@ -93,9 +221,169 @@ impl Grant {
             mem_bytes: resources.mem_bytes,
             ports: resources.port_set()?,
             class,
-            cpu_burst: grant.cpu_burst,
             pids_max,
+            cpu: cpu(grant, resources.cpu_milli, class)?,
+            mem: mem(grant, resources.mem_bytes, defaults)?,
+            disk: disk(grant, resources, defaults)?,
+            devices: grant.devices.iter().map(device).collect::<Result<_, _>>()?,
         })
+    }
+}
+
+fn or_default(asked: u64, default: u64) -> u64 {
+    if asked == 0 { default } else { asked }
+}
+
+fn cpu(grant: &v1::Grant, cpu_milli: u64, class: Class) -> Result<CpuGrant, GrantError> {
+    let options = grant.cpu.unwrap_or_default();
+    let bad = |why: String| Err(GrantError::CpuOption(why));
+    let period_usec = or_default(options.period_usec.into(), PERIOD_USEC);
+    if !PERIODS_USEC.contains(&period_usec) {
+        return bad(format!("a period of {period_usec} us: give {PERIODS_USEC:?} us"));
+    }
+    let cap_milli = match options.limit_milli {
+        0 if grant.cpu_burst => None,
+        limit => Some(or_default(limit, cpu_milli)),
+    };
+    if let Some(cap) = cap_milli.filter(|cap| !(cpu_milli..=MAX_CPU_MILLI).contains(cap)) {
+        return bad(format!(
+            "a limit of {cap} thousandths of a CPU is below the grant of {cpu_milli}, or absurd"
+        ));
+    }
+    let quota_usec = cap_milli.unwrap_or(0).saturating_mul(period_usec) / 1000;
+    if options.burst_usec > quota_usec {
+        return bad(format!(
+            "a burst of {} us is more than the quota of one period, {quota_usec} us",
+            options.burst_usec
+        ));
+    }
+    if options.exclusive && class == Class::Revocable {
+        return bad("exclusive cores are never revocable: choose one".to_owned());
+    }
+    if options.exclusive && !cpu_milli.is_multiple_of(1000) {
+        return bad(format!("exclusive cores are whole: {cpu_milli} thousandths of a CPU are not"));
+    }
+    if options.isolated && !options.exclusive {
+        return bad("only exclusive cores can be isolated: ask for both".to_owned());
+    }
+    Ok(CpuGrant {
+        cap_milli,
+        period_usec,
+        burst_usec: options.burst_usec,
+        exclusive: options.exclusive,
+        isolated: options.isolated,
+        core_scheduling: options.core_scheduling,
+    })
+}
+
+fn mem(grant: &v1::Grant, mem_bytes: u64, defaults: &GrantDefaults) -> Result<MemGrant, GrantError> {
+    let options = grant.mem.unwrap_or_default();
+    let bad = |why: String| Err(GrantError::MemOption(why));
+    let max_bytes = or_default(options.limit_bytes, mem_bytes);
+    if !(mem_bytes..=MAX_MEM_BYTES).contains(&max_bytes) {
+        return bad(format!("a limit of {max_bytes} bytes is below the grant of {mem_bytes}, or absurd"));
+    }
+    let high_bytes = Some(options.high_bytes).filter(|high| *high > 0);
+    if let Some(high) = high_bytes.filter(|high| !(MIN_MEM_BYTES..=max_bytes).contains(high)) {
+        return bad(format!(
+            "slowing down at {high} bytes: choose {MIN_MEM_BYTES} to {max_bytes}, the limit"
+        ));
+    }
+    if options.swap_bytes > MAX_MEM_BYTES {
+        return bad(format!("{} bytes of swap", options.swap_bytes));
+    }
+    if options.stall_percent > 100 {
+        return bad(format!("stalled for {} % of the time: give 1 to 100", options.stall_percent));
+    }
+    let stall_percent =
+        if options.stall_percent == 0 { defaults.stall_percent } else { options.stall_percent };
+    let stall_for =
+        if options.stall_ms == 0 { defaults.stall_for } else { Duration::from_millis(options.stall_ms) };
+    Ok(MemGrant {
+        max_bytes,
+        high_bytes,
+        swap_bytes: options.swap_bytes,
+        stall_percent,
+        stall_for,
+        oom_group: !options.oom_one_process,
+    })
+}
+
+fn disk(
+    grant: &v1::Grant,
+    resources: &v1::Resources,
+    defaults: &GrantDefaults,
+) -> Result<DiskGrant, GrantError> {
+    let options = grant.disk.unwrap_or_default();
+    let bytes = or_default(resources.disk_bytes, defaults.disk_bytes);
+    if bytes > MAX_DISK_BYTES {
+        return Err(GrantError::DiskOption(format!("{bytes} bytes: ask for at most {MAX_DISK_BYTES}")));
+    }
+    let io_weight = if options.io_weight == 0 { IO_WEIGHT } else { options.io_weight };
+    if !IO_WEIGHTS.contains(&io_weight) {
+        return Err(GrantError::DiskOption(format!("a weight of {io_weight}: give {IO_WEIGHTS:?}")));
+    }
+    let cap = |rate: u64| Some(rate).filter(|rate| *rate > 0);
+    Ok(DiskGrant {
+        held_bytes: resources.disk_bytes,
+        bytes,
+        inodes: or_default(options.inodes, (bytes / BYTES_PER_INODE).max(MIN_INODES)),
+        output_bytes: or_default(options.output_bytes, defaults.output_bytes),
+        io_weight,
+        read_bytes_per_sec: cap(resources.disk_read_bytes_per_sec),
+        write_bytes_per_sec: cap(resources.disk_write_bytes_per_sec),
+        read_ops_per_sec: cap(resources.disk_read_ops_per_sec),
+        write_ops_per_sec: cap(resources.disk_write_ops_per_sec),
+    })
+}
+
+fn device(asked: &v1::Device) -> Result<DeviceRule, GrantError> {
+    let bad = |why| GrantError::Device { path: asked.path.clone(), why };
+    let path = PathBuf::from(&asked.path);
+    let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    if !path.starts_with("/dev") || path.components().count() < 3 || !plain {
+        return Err(bad("name a file below /dev"));
+    }
+    let access = if asked.access.is_empty() { "rw" } else { &asked.access };
+    if !access.chars().all(|c| "rwm".contains(c)) {
+        return Err(bad("access is any of r, w and m"));
+    }
+    Ok(DeviceRule {
+        path,
+        read: access.contains('r'),
+        write: access.contains('w'),
+        make: access.contains('m'),
+    })
+}
+
+/// Defaults for tests of this crate.
+#[cfg(test)]
+pub(crate) const TEST_DEFAULTS: GrantDefaults = GrantDefaults {
+    pids_max: 9,
+    disk_bytes: 1 << 20,
+    output_bytes: 1 << 16,
+    stall_percent: 50,
+    stall_for: Duration::from_secs(10),
+};
+
+/// A grant of CPU and memory alone, for tests of this crate.
+#[cfg(test)]
+pub(crate) fn plain(class: Class, cpu_milli: u64, mem_bytes: u64) -> Grant {
+    let resources = v1::Resources { cpu_milli, mem_bytes, ..v1::Resources::default() };
+    let mut grant = v1::Grant { resources: Some(resources.clone()), class: 1, ..v1::Grant::default() };
+    if class == Class::Revocable {
+        grant.class = 2;
+    }
+    Grant {
+        cpu_milli,
+        mem_bytes,
+        ports: PortSet::default(),
+        class,
+        pids_max: TEST_DEFAULTS.pids_max,
+        cpu: cpu(&grant, cpu_milli, class).unwrap(),
+        mem: mem(&grant, mem_bytes, &TEST_DEFAULTS).unwrap(),
+        disk: disk(&grant, &resources, &TEST_DEFAULTS).unwrap(),
+        devices: vec![],
     }
 }
 
@@ -104,7 +392,7 @@ mod tests {
     use super::*;
 
     fn asked(cpu_milli: u64, mem_bytes: u64) -> v1::Grant {
-        let resources = v1::Resources { cpu_milli, mem_bytes, ports: vec![] };
+        let resources = v1::Resources { cpu_milli, mem_bytes, ports: vec![], ..v1::Resources::default() };
         v1::Grant {
             resources: Some(resources),
             class: v1::ResourceClass::Guaranteed.into(),
@@ -114,12 +402,12 @@ mod tests {
 
     #[test]
     fn impossible_grants_are_named() {
-        let check = |grant: &v1::Grant| Grant::check(Some(grant), 9);
+        let check = |grant: &v1::Grant| Grant::check(Some(grant), &TEST_DEFAULTS);
         assert_eq!(check(&asked(0, 1 << 20)), Err(GrantError::Cpu(0)));
         assert_eq!(check(&asked(u64::MAX, 1 << 20)), Err(GrantError::Cpu(u64::MAX)));
         assert_eq!(check(&asked(100, 4096)), Err(GrantError::Memory(4096)));
         assert_eq!(check(&asked(100, u64::MAX)), Err(GrantError::Memory(u64::MAX)));
-        assert_eq!(Grant::check(None, 9), Err(GrantError::Missing));
+        assert_eq!(Grant::check(None, &TEST_DEFAULTS), Err(GrantError::Missing));
         let class = v1::Grant { class: 7, ..asked(100, 1 << 20) };
         assert_eq!(check(&class), Err(GrantError::Class(7)));
         let pids = v1::Grant { pids_max: u64::MAX, ..asked(100, 1 << 20) };
@@ -131,8 +419,52 @@ mod tests {
 
     #[test]
     fn the_default_number_of_processes_is_the_agents() {
-        assert_eq!(Grant::check(Some(&asked(100, 1 << 20)), 9).unwrap().pids_max, 9);
+        assert_eq!(Grant::check(Some(&asked(100, 1 << 20)), &TEST_DEFAULTS).unwrap().pids_max, 9);
         let own = v1::Grant { pids_max: 3, ..asked(100, 1 << 20) };
-        assert_eq!(Grant::check(Some(&own), 9).unwrap().pids_max, 3);
+        assert_eq!(Grant::check(Some(&own), &TEST_DEFAULTS).unwrap().pids_max, 3);
+    }
+
+    #[test]
+    fn options_that_no_kernel_takes_are_named() {
+        let refused = |grant: v1::Grant| Grant::check(Some(&grant), &TEST_DEFAULTS).unwrap_err().to_string();
+        let cpu = |cpu| v1::Grant { cpu: Some(cpu), ..asked(1500, 1 << 20) };
+        let options = v1::CpuOptions::default();
+        assert!(refused(cpu(v1::CpuOptions { limit_milli: 1000, ..options })).contains("below the grant"));
+        assert!(refused(cpu(v1::CpuOptions { period_usec: 10, ..options })).contains("period"));
+        assert!(refused(cpu(v1::CpuOptions { burst_usec: 150_001, ..options })).contains("150000 us"));
+        assert!(refused(cpu(v1::CpuOptions { exclusive: true, ..options })).contains("whole"));
+        assert!(refused(cpu(v1::CpuOptions { isolated: true, ..options })).contains("exclusive"));
+        let both = v1::CpuOptions { exclusive: true, ..options };
+        let revocable = v1::Grant { class: 2, cpu: Some(both), ..asked(1000, 1 << 20) };
+        assert!(refused(revocable).contains("never revocable"));
+
+        let mem = |mem| v1::Grant { mem: Some(mem), ..asked(100, 1 << 20) };
+        let options = v1::MemOptions::default();
+        assert!(refused(mem(v1::MemOptions { limit_bytes: 1, ..options })).contains("below the grant"));
+        assert!(refused(mem(v1::MemOptions { high_bytes: 1 << 21, ..options })).contains("slowing down"));
+        assert!(refused(mem(v1::MemOptions { stall_percent: 101, ..options })).contains("101 %"));
+
+        let weight = v1::DiskOptions { io_weight: 10_001, ..v1::DiskOptions::default() };
+        assert!(refused(v1::Grant { disk: Some(weight), ..asked(100, 1 << 20) }).contains("10001"));
+        for path in ["/etc/passwd", "/dev", "/dev/../etc/passwd", "null", ""] {
+            let device = v1::Device { path: path.into(), access: "r".into() };
+            assert!(
+                refused(v1::Grant { devices: vec![device], ..asked(100, 1 << 20) }).contains("below /dev")
+            );
+        }
+        let device = v1::Device { path: "/dev/fuse".into(), access: "rx".into() };
+        assert!(refused(v1::Grant { devices: vec![device], ..asked(100, 1 << 20) }).contains("r, w and m"));
+    }
+
+    #[test]
+    fn what_a_grant_leaves_out_follows_from_it() {
+        let check = |grant: v1::Grant| Grant::check(Some(&grant), &TEST_DEFAULTS).unwrap();
+        let plain = check(asked(500, 1 << 20));
+        assert_eq!((plain.cpu.cap_milli, plain.cpu.period_usec), (Some(500), PERIOD_USEC));
+        assert_eq!((plain.mem.max_bytes, plain.mem.high_bytes, plain.mem.oom_group), (1 << 20, None, true));
+        assert_eq!((plain.disk.bytes, plain.disk.inodes), (1 << 20, MIN_INODES));
+        assert_eq!(plain.disk.read_bytes_per_sec, None);
+        let bursting = check(v1::Grant { cpu_burst: true, ..asked(500, 1 << 20) });
+        assert_eq!(bursting.cpu.cap_milli, None);
     }
 }

@@ -18,7 +18,8 @@ use tokio::{
 
 use crate::{
     event::EventLog,
-    isolate::TaskCgroup,
+    grant::Grant,
+    isolate::TaskPlace,
     journal::Journal,
     launch::{LaunchError, Launcher, Running, plan::Defaults},
     metrics::Metrics,
@@ -30,6 +31,7 @@ use crate::{
 mod launching;
 mod recovery;
 mod reporting;
+mod resizing;
 
 pub use recovery::RecoverError;
 pub use reporting::Observation;
@@ -49,6 +51,8 @@ pub enum Message {
     Launch(v1::Launch),
     /// The master wants a task to end.
     Kill(v1::Kill),
+    /// The master wants a task to hold another grant.
+    Resize(v1::Resize),
     /// A framework has a status.
     Acknowledge(v1::Acknowledge),
     /// The sampler measured the node.
@@ -76,7 +80,7 @@ pub struct Listed {
     /// Its directory.
     pub sandbox: PathBuf,
     /// Where it can be measured, while it runs.
-    pub cgroup: Option<TaskCgroup>,
+    pub cgroup: Option<TaskPlace>,
 }
 
 /// Where a task's output is.
@@ -90,18 +94,27 @@ pub struct Located {
 /// A live task's handles.
 struct Live {
     accepted: Instant,
-    cgroup: Option<TaskCgroup>,
+    cgroup: Option<TaskPlace>,
     supervisor: Option<mpsc::Sender<KillRequest>>,
     /// A kill that came before there was a process.
     kill_early: Option<KillRequest>,
     ended: watch::Sender<bool>,
+    /// What it holds, for its supervisor.
+    grants: Option<watch::Sender<Arc<Grant>>>,
 }
 
 impl Live {
     /// A task without a process so far.
     fn new() -> Self {
         let accepted = Instant::now();
-        Self { accepted, cgroup: None, supervisor: None, kill_early: None, ended: watch::channel(false).0 }
+        Self {
+            accepted,
+            cgroup: None,
+            supervisor: None,
+            kill_early: None,
+            ended: watch::channel(false).0,
+            grants: None,
+        }
     }
 }
 
@@ -225,6 +238,7 @@ impl Keeper {
             Message::Connected(outbox) => self.outbox = Some(outbox),
             Message::Launch(launch) => self.launch(launch),
             Message::Kill(kill) => self.kill(&kill),
+            Message::Resize(resize) => self.resize(&resize),
             Message::Acknowledge(ack) => self.acknowledge(&ack),
             Message::Observed(observation) => self.observe(&observation),
             Message::Launched(key, Ok(running)) => self.launched(key, running),

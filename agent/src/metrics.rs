@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use bulkhead_proto::v1::{Event, EventKind, Protocol, ResourceReport, Resources, TaskReason, TaskState};
+use bulkhead_proto::{
+    resources::SCALARS,
+    v1::{Event, EventKind, Protocol, ResourceReport, TaskReason, TaskState},
+};
 use prometheus::{
     Counter, Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder,
@@ -122,10 +125,18 @@ impl Metrics {
                 let version = if event.ip_version == 6 { "6" } else { "4" };
                 self.ports_denied.with_label_values(&[protocol, version]).inc_by(more);
             }
-            EventKind::OutOfMemory => self.limit_hits.with_label_values(&["memory"]).inc_by(more),
-            EventKind::PidsLimit => self.limit_hits.with_label_values(&["pids"]).inc_by(more),
+            EventKind::OutOfMemory => self.limit_hit("memory", more),
+            EventKind::PidsLimit => self.limit_hit("pids", more),
+            EventKind::DeviceDenied => self.limit_hit("devices", more),
+            EventKind::DiskFull => self.limit_hit("disk", more),
+            EventKind::OutputTruncated => self.limit_hit("output", more),
+            EventKind::MemoryStalled => self.limit_hit("memory_stall", more),
             EventKind::Unspecified => {}
         }
+    }
+
+    fn limit_hit(&self, limit: &str, more: u64) {
+        self.limit_hits.with_label_values(&[limit]).inc_by(more);
     }
 
     /// The node's books changed.
@@ -137,10 +148,15 @@ impl Metrics {
             ("free", &report.free),
         ];
         for (part, amount) in parts {
-            let Resources { cpu_milli, mem_bytes, ports } = amount.clone().unwrap_or_default();
-            let ports: u32 = ports.iter().map(|r| r.last.saturating_sub(r.first) + 1).sum();
-            self.resources.with_label_values(&["cpu_cores", part]).set(precise(cpu_milli) / 1000.0);
-            self.resources.with_label_values(&["mem_bytes", part]).set(precise(mem_bytes));
+            let amount = amount.clone().unwrap_or_default();
+            for kind in &SCALARS {
+                let value = precise((kind.get)(&amount));
+                // Prometheus counts CPUs in cores.
+                let (name, value) =
+                    if kind.name == "cpu_milli" { ("cpu_cores", value / 1000.0) } else { (kind.name, value) };
+                self.resources.with_label_values(&[name, part]).set(value);
+            }
+            let ports: u32 = amount.ports.iter().map(|r| r.last.saturating_sub(r.first) + 1).sum();
             self.resources.with_label_values(&["ports", part]).set(f64::from(ports));
         }
         let revocable = |part, milli| {

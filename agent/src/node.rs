@@ -11,6 +11,7 @@ use crate::{
     api::{self, AgentApi},
     config::{Config, ConfigError},
     event::EventLog,
+    grant::GrantDefaults,
     identity::{self, Held},
     isolate::{Isolator, Isolators, cpu::Cpu, memory::Memory, pids::Pids, ports::Ports, tree::Tree},
     journal::Journal,
@@ -114,6 +115,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         mem: tree.has("memory"),
         pids: tree.has("pids"),
         ports: bpf.ports.is_some(),
+        ..Enforced::default()
     };
     let tcp = api::bind(config.listen).await?;
     let listening =
@@ -268,11 +270,13 @@ fn ledger(config: &Config, machine: NodeCapacity, enforced: &Enforced) -> Result
         mem_bytes: when(offered("mem", enforced.mem), limit(config.mem.as_u64(), machine.mem_bytes)),
         ports: if bounded && offered("ports", enforced.ports) { ports } else { PortSet::default() }
             .to_ranges(),
+        ..Resources::default()
     };
     let floor = Resources {
         cpu_milli: config.reserve_cpu_milli,
         mem_bytes: config.reserve_mem.as_u64(),
         ports: Vec::new(),
+        ..Resources::default()
     };
     Ok(Ledger::new(capacity, &floor))
 }
@@ -291,7 +295,13 @@ fn info(config: &Config, listening: String) -> Result<AgentInfo, NodeError> {
 fn defaults(config: &Config) -> Defaults {
     Defaults {
         user: config.task_user.clone(),
-        pids_max: config.default_pids_max,
+        grant: GrantDefaults {
+            pids_max: config.default_pids_max,
+            disk_bytes: config.default_disk.as_u64(),
+            output_bytes: config.default_output.as_u64(),
+            stall_percent: config.mem_stall_percent,
+            stall_for: std::time::Duration::from_millis(config.mem_stall_ms),
+        },
         kill_grace: config.kill_grace(),
     }
 }

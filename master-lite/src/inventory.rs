@@ -139,7 +139,7 @@ fn check_grants(register: &Register) -> Result<(), String> {
         let (Some(cpu_milli), Some(mem_bytes)) = (cpu, mem) else {
             return Err("the grants of the listed tasks add up to more than any machine has".to_owned());
         };
-        sum = Resources { cpu_milli, mem_bytes, ports: Vec::new() };
+        sum = Resources { cpu_milli, mem_bytes, ports: Vec::new(), ..Resources::default() };
     }
     Ok(())
 }

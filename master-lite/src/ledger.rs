@@ -95,7 +95,7 @@ impl Book {
     pub fn parts(&self) -> Parts {
         let committed = self.granted.plus(&self.offered);
         let capacity = Slice {
-            pool: largest(&self.capacity, &committed.pool),
+            pool: self.capacity.at_least(&committed.pool),
             revocable_cpu_milli: self.revocable_cpu_milli.max(committed.revocable_cpu_milli),
         };
         let uncommitted = capacity.minus(&committed);
@@ -281,10 +281,6 @@ impl Ledger {
 }
 
 /// The larger of both, kind by kind; the ports that are in either.
-fn largest(a: &Resources, b: &Resources) -> Resources {
-    a.plus(&b.saturating_sub(a))
-}
-
 #[cfg(test)]
 #[path = "ledger/tests.rs"]
 mod tests;

@@ -9,6 +9,41 @@ use crate::v1::{PortRange, Resources};
 
 pub use crate::ports::{PortSet, PortSetError};
 
+/// A kind of resource that is an amount. Everything that goes through all kinds goes through [`SCALARS`].
+#[derive(Clone, Copy, Debug)]
+pub struct Scalar {
+    /// The field's name, which carries its unit.
+    pub name: &'static str,
+    /// For sentences such as "100 bytes of memory".
+    pub unit: &'static str,
+    /// Reads it.
+    pub get: fn(&Resources) -> u64,
+    /// Sets it.
+    pub set: fn(&mut Resources, u64),
+}
+
+macro_rules! scalars {
+    ($($field:ident: $unit:literal,)*) => {
+        [$(Scalar {
+            name: stringify!($field),
+            unit: $unit,
+            get: |resources| resources.$field,
+            set: |resources, amount| resources.$field = amount,
+        },)*]
+    };
+}
+
+/// Every kind but the ports, CPU and memory first.
+pub const SCALARS: [Scalar; 7] = scalars! {
+    cpu_milli: "thousandths of a CPU",
+    mem_bytes: "bytes of memory",
+    disk_bytes: "bytes of disk",
+    disk_read_bytes_per_sec: "bytes a second from disk",
+    disk_write_bytes_per_sec: "bytes a second to disk",
+    disk_read_ops_per_sec: "disk reads a second",
+    disk_write_ops_per_sec: "disk writes a second",
+};
+
 impl Resources {
     /// The ports as a set. Ranges that no machine has (0, above 65535, reversed) are an error.
     ///
@@ -20,24 +55,19 @@ impl Resources {
 
     /// Nothing of any kind.
     pub fn is_empty(&self) -> bool {
-        self.cpu_milli == 0 && self.mem_bytes == 0 && self.valid_ports().is_empty()
+        SCALARS.iter().all(|kind| (kind.get)(self) == 0) && self.valid_ports().is_empty()
     }
 
     /// Is every amount of `other` here too?
     pub fn contains(&self, other: &Resources) -> bool {
-        self.cpu_milli >= other.cpu_milli
-            && self.mem_bytes >= other.mem_bytes
+        SCALARS.iter().all(|kind| (kind.get)(self) >= (kind.get)(other))
             && self.valid_ports().is_superset(&other.valid_ports())
     }
 
     /// Both together. Sums stop at the largest number; ports are united.
     #[must_use]
     pub fn plus(&self, other: &Resources) -> Resources {
-        Resources {
-            cpu_milli: self.cpu_milli.saturating_add(other.cpu_milli),
-            mem_bytes: self.mem_bytes.saturating_add(other.mem_bytes),
-            ports: self.valid_ports().union(&other.valid_ports()).to_ranges(),
-        }
+        self.merge(other, u64::saturating_add, PortSet::union)
     }
 
     /// What is left without `other`, or `None` where `other` is not contained.
@@ -48,22 +78,33 @@ impl Resources {
     /// What is left without `other`, each kind at least nothing.
     #[must_use]
     pub fn saturating_sub(&self, other: &Resources) -> Resources {
-        Resources {
-            cpu_milli: self.cpu_milli.saturating_sub(other.cpu_milli),
-            mem_bytes: self.mem_bytes.saturating_sub(other.mem_bytes),
-            ports: self.valid_ports().difference(&other.valid_ports()).to_ranges(),
-        }
+        self.merge(other, u64::saturating_sub, PortSet::difference)
     }
 
     /// The smaller of both, kind by kind; the ports that are in both.
     #[must_use]
     pub fn at_most(&self, other: &Resources) -> Resources {
-        let ports = self.valid_ports();
-        Resources {
-            cpu_milli: self.cpu_milli.min(other.cpu_milli),
-            mem_bytes: self.mem_bytes.min(other.mem_bytes),
-            ports: ports.difference(&ports.difference(&other.valid_ports())).to_ranges(),
+        self.merge(other, u64::min, |a, b| a.difference(&a.difference(b)))
+    }
+
+    /// The larger of both, kind by kind; the ports that are in either.
+    #[must_use]
+    pub fn at_least(&self, other: &Resources) -> Resources {
+        self.merge(other, u64::max, PortSet::union)
+    }
+
+    fn merge(
+        &self,
+        other: &Resources,
+        amounts: fn(u64, u64) -> u64,
+        ports: fn(&PortSet, &PortSet) -> PortSet,
+    ) -> Resources {
+        let ports = ports(&self.valid_ports(), &other.valid_ports()).to_ranges();
+        let mut merged = Resources { ports, ..Resources::default() };
+        for kind in &SCALARS {
+            (kind.set)(&mut merged, amounts((kind.get)(self), (kind.get)(other)));
         }
+        merged
     }
 
     /// The ports that exist. Input from outside is checked with [`Resources::port_set`] where it
@@ -94,10 +135,13 @@ mod tests {
     }
 
     fn resources() -> impl Strategy<Value = Resources> {
-        (0u64..1000, 0u64..1000, ports()).prop_map(|(cpu_milli, mem_bytes, ports)| Resources {
-            cpu_milli,
-            mem_bytes,
-            ports: PortSet::from_ranges(&ports).unwrap().to_ranges(),
+        (prop::array::uniform7(0u64..1000), ports()).prop_map(|(amounts, ports)| {
+            let ports = PortSet::from_ranges(&ports).unwrap().to_ranges();
+            let mut resources = Resources { ports, ..Resources::default() };
+            for (kind, amount) in SCALARS.iter().zip(amounts) {
+                (kind.set)(&mut resources, amount);
+            }
+            resources
         })
     }
 
@@ -106,7 +150,8 @@ mod tests {
         fn what_was_taken_and_what_is_left_add_up(a in resources(), b in resources()) {
             let taken = a.at_most(&b);
             let left = a.checked_sub(&taken).expect("the smaller of both is contained");
-            prop_assert_eq!(left.plus(&taken), a);
+            prop_assert_eq!(left.plus(&taken), a.clone());
+            prop_assert!(a.at_least(&b).contains(&a) && a.at_least(&b).contains(&b));
         }
 
         #[test]

@@ -3,12 +3,9 @@
 use bulkhead_proto::v1;
 use cgroups_rs::fs::cpu::CpuController;
 
-use super::{IsolateError, Isolator, TaskCgroup};
+use super::{IsolateError, Isolator, TaskPlace};
 use crate::grant::Grant;
 
-/// Length of the kernel's accounting period; 100 ms is its own default: long enough that the cost of
-/// throttling does not show, short enough that a capped service is not away for long.
-pub const PERIOD_USEC: u64 = 100_000;
 /// The kernel's bounds for `cpu.weight`.
 const WEIGHTS: std::ops::RangeInclusive<u64> = 1..=10_000;
 
@@ -21,27 +18,36 @@ impl Isolator for Cpu {
         "cpu"
     }
 
-    fn prepare(&self, task: &TaskCgroup, grant: &Grant) -> Result<(), IsolateError> {
+    fn features(&self) -> &'static [&'static str] {
+        &["cgroup_cpu"]
+    }
+
+    fn prepare(&self, task: &TaskPlace, grant: &Grant) -> Result<(), IsolateError> {
         let path = task.cgroup.path();
         let failed = |source| IsolateError::Controller { part: "cpu", cgroup: path.to_owned(), source };
         let controller = CpuController::new(path.to_owned(), path.to_owned(), true);
         controller.set_shares(weight(grant.cpu_milli)).map_err(failed)?;
-        let quota = (!grant.cpu_burst).then(|| quota_usec(grant.cpu_milli));
-        controller.set_cfs_quota_and_period(quota.or(Some(-1)), Some(PERIOD_USEC)).map_err(failed)
+        let quota = grant.cpu.cap_milli.map_or(-1, |cap| quota_usec(cap, grant.cpu.period_usec));
+        controller.set_cfs_quota_and_period(Some(quota), Some(grant.cpu.period_usec)).map_err(failed)
     }
 
-    fn measure(&self, task: &TaskCgroup, usage: &mut v1::TaskUsage) {
+    fn update(&self, task: &TaskPlace, before: &Grant, after: &Grant) -> Result<(), IsolateError> {
+        let part = |grant: &Grant| (grant.cpu_milli, grant.cpu);
+        if part(before) == part(after) { Ok(()) } else { self.prepare(task, after) }
+    }
+
+    fn measure(&self, task: &TaskPlace, usage: &mut v1::TaskUsage) {
         let stat = |key| task.cgroup.read_key("cpu.stat", key).ok().flatten();
         usage.cpu_throttled_usec = stat("throttled_usec").unwrap_or(usage.cpu_throttled_usec);
     }
 
-    fn cleanup(&self, _task: &TaskCgroup) -> Result<(), IsolateError> {
+    fn cleanup(&self, _task: &TaskPlace) -> Result<(), IsolateError> {
         Ok(())
     }
 }
 
 /// CPU time without the controller: every cgroup has it.
-pub fn used_usec(task: &TaskCgroup) -> Option<u64> {
+pub fn used_usec(task: &TaskPlace) -> Option<u64> {
     task.cgroup.read_key("cpu.stat", "usage_usec").ok().flatten()
 }
 
@@ -51,14 +57,15 @@ pub(crate) fn weight(cpu_milli: u64) -> u64 {
 }
 
 /// The part of a period that the task may run, over all CPUs; at least the millisecond that the kernel asks for.
-fn quota_usec(cpu_milli: u64) -> i64 {
-    let quota = cpu_milli.saturating_mul(PERIOD_USEC) / 1000;
+fn quota_usec(cap_milli: u64, period_usec: u64) -> i64 {
+    let quota = cap_milli.saturating_mul(period_usec) / 1000;
     i64::try_from(quota.max(1000)).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grant::PERIOD_USEC;
 
     #[test]
     fn weights_stay_within_what_the_kernel_takes() {
@@ -67,6 +74,6 @@ mod tests {
 
     #[test]
     fn half_a_cpu_is_half_a_period() {
-        assert_eq!([10, 500, 2500].map(quota_usec), [1000, 50_000, 250_000]);
+        assert_eq!([10, 500, 2500].map(|milli| quota_usec(milli, PERIOD_USEC)), [1000, 50_000, 250_000]);
     }
 }

@@ -3,7 +3,7 @@
 use bulkhead_proto::v1;
 use cgroups_rs::fs::memory::MemController;
 
-use super::{IsolateError, Isolator, TaskCgroup};
+use super::{IsolateError, Isolator, TaskPlace};
 use crate::grant::Grant;
 
 /// Needs the memory controller.
@@ -15,11 +15,15 @@ impl Isolator for Memory {
         "memory"
     }
 
-    fn prepare(&self, task: &TaskCgroup, grant: &Grant) -> Result<(), IsolateError> {
+    fn features(&self) -> &'static [&'static str] {
+        &["cgroup_memory"]
+    }
+
+    fn prepare(&self, task: &TaskPlace, grant: &Grant) -> Result<(), IsolateError> {
         let path = task.cgroup.path();
         let failed = |source| IsolateError::Controller { part: "memory", cgroup: path.to_owned(), source };
         let controller = MemController::new(path.to_owned(), path.to_owned(), true);
-        let limit = i64::try_from(grant.mem_bytes).unwrap_or(i64::MAX);
+        let limit = i64::try_from(grant.mem.max_bytes).unwrap_or(i64::MAX);
         controller.set_limit(limit).map_err(failed)?;
         // A grant is memory, not disk traffic. Kernels without swap have no such file.
         if task.cgroup.has("memory.swap.max") {
@@ -30,7 +34,12 @@ impl Isolator for Memory {
         Ok(())
     }
 
-    fn measure(&self, task: &TaskCgroup, usage: &mut v1::TaskUsage) {
+    fn update(&self, task: &TaskPlace, before: &Grant, after: &Grant) -> Result<(), IsolateError> {
+        let part = |grant: &Grant| (grant.mem_bytes, grant.mem);
+        if part(before) == part(after) { Ok(()) } else { self.prepare(task, after) }
+    }
+
+    fn measure(&self, task: &TaskPlace, usage: &mut v1::TaskUsage) {
         // memory.peak came with Linux 5.19; before, what is used now is the best there is.
         let peak =
             ["memory.peak", "memory.current"].iter().find_map(|f| task.cgroup.read_number(f).ok().flatten());
@@ -39,7 +48,7 @@ impl Isolator for Memory {
         usage.oom_kills = kills.unwrap_or(usage.oom_kills);
     }
 
-    fn cleanup(&self, _task: &TaskCgroup) -> Result<(), IsolateError> {
+    fn cleanup(&self, _task: &TaskPlace) -> Result<(), IsolateError> {
         Ok(())
     }
 }

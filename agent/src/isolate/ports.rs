@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bulkhead_proto::v1::{self, EventKind, Protocol};
 
-use super::{IsolateError, Isolator, TaskCgroup};
+use super::{IsolateError, Isolator, TaskPlace};
 use crate::{
     event::{EventKey, EventLog},
     grant::Grant,
@@ -25,7 +25,7 @@ impl Ports {
     }
 
     /// Events are sent at each doubling; in between, and at the end, the map has the exact counts.
-    fn record_exact(&self, task: &TaskCgroup) -> Result<(), BpfError> {
+    fn record_exact(&self, task: &TaskPlace) -> Result<(), BpfError> {
         for (key, denial) in self.rules.denials(task.id)? {
             record(&self.events, &key, denial.count);
         }
@@ -38,18 +38,26 @@ impl Isolator for Ports {
         "ports"
     }
 
-    fn prepare(&self, task: &TaskCgroup, grant: &Grant) -> Result<(), IsolateError> {
+    fn features(&self) -> &'static [&'static str] {
+        &["bpf_ports"]
+    }
+
+    fn prepare(&self, task: &TaskPlace, grant: &Grant) -> Result<(), IsolateError> {
         // Before the task can be refused anything.
         self.events.bind(task.id, task.task.clone());
         Ok(self.rules.grant(task.id, &grant.ports)?)
     }
 
-    fn recover(&self, task: &TaskCgroup, grant: &Grant) -> Result<(), IsolateError> {
+    fn recover(&self, task: &TaskPlace, grant: &Grant) -> Result<(), IsolateError> {
         // A newer agent may have brought newer programs, whose tables begin empty.
         self.prepare(task, grant)
     }
 
-    fn measure(&self, task: &TaskCgroup, usage: &mut v1::TaskUsage) {
+    fn update(&self, task: &TaskPlace, before: &Grant, after: &Grant) -> Result<(), IsolateError> {
+        if before.ports == after.ports { Ok(()) } else { Ok(self.rules.grant(task.id, &after.ports)?) }
+    }
+
+    fn measure(&self, task: &TaskPlace, usage: &mut v1::TaskUsage) {
         usage.ports_refused = self.rules.total_denied(task.id).unwrap_or(usage.ports_refused);
         if usage.ports_refused > 0
             && let Err(error) = self.record_exact(task)
@@ -58,7 +66,7 @@ impl Isolator for Ports {
         }
     }
 
-    fn cleanup(&self, task: &TaskCgroup) -> Result<(), IsolateError> {
+    fn cleanup(&self, task: &TaskPlace) -> Result<(), IsolateError> {
         self.events.unbind(task.id);
         Ok(self.rules.revoke(task.id)?)
     }

@@ -3,12 +3,13 @@
 use std::{sync::Arc, time::Instant};
 
 use bulkhead_proto::v1::{self, TaskReason};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::{KILLS, Keeper, Live, Message};
 use crate::{
     event::{EventKey, EventLog},
-    isolate::TaskCgroup,
+    grant::Grant,
+    isolate::TaskPlace,
     journal::{Accepted, Fact, Journal},
     kernel::pidfd::Watched,
     launch::{LaunchError, Launcher, Plan, PlanError, Running, blocking},
@@ -89,14 +90,13 @@ impl Keeper {
         &mut self,
         key: TaskKey,
         process: Option<Watched>,
-        cgroup: TaskCgroup,
+        cgroup: TaskPlace,
         since: Instant,
     ) {
         let (Some(live), Some(record)) = (self.live.get_mut(&key), self.table.get(&key)) else { return };
-        let Ok(grant) = crate::grant::Grant::check(record.spec.grant.as_ref(), self.parts.defaults.pids_max)
-        else {
-            return;
-        };
+        let Ok(grant) = Grant::check(record.spec.grant.as_ref(), &self.parts.defaults.grant) else { return };
+        let (sender, grants) = watch::channel(Arc::new(grant));
+        live.grants = Some(sender);
         let (supervisor, kills) = mpsc::channel::<KillRequest>(KILLS);
         if let Some(request) = live.kill_early {
             // A new channel has room.
@@ -107,7 +107,7 @@ impl Keeper {
         let task = Supervised {
             process,
             cgroup,
-            grant,
+            grants,
             since,
             isolators: Arc::clone(self.parts.launcher.isolators()),
             exits: self.parts.launcher.exits().cloned(),

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -11,7 +12,7 @@ use nix::{errno::Errno, unistd::Pid};
 use super::{Keeper, Live, Message};
 use crate::{
     grant::Grant,
-    isolate::TaskCgroup,
+    isolate::TaskPlace,
     journal::replay::{Remembered, Replayed},
     kernel::{
         cgroupfs::{Cgroup, CgroupError},
@@ -74,15 +75,15 @@ impl Keeper {
         tracing::info!(task = key.1, framework = key.0, ?decision, "recover a task");
 
         let spec = task.accepted.spec.clone().unwrap_or_default();
-        let sandbox = task.started.as_ref().map(|s| s.sandbox.clone().into()).unwrap_or_default();
+        let sandbox: PathBuf = task.started.as_ref().map(|s| s.sandbox.clone().into()).unwrap_or_default();
         let first = task.accepted.first_sequence;
         // STAGING was the first status and RUNNING the second.
         let (state, sequence) = match &task.started {
             Some(_) => (TaskState::Running, first + 1),
             None => (TaskState::Staging, first),
         };
-        let grant = Grant::check(spec.grant.as_ref(), self.parts.defaults.pids_max);
-        self.table.restore(key.clone(), spec, sandbox, task.accepted.unix_time_ms, state, sequence);
+        let grant = Grant::check(spec.grant.as_ref(), &self.parts.defaults.grant);
+        self.table.restore(key.clone(), spec, sandbox.clone(), task.accepted.unix_time_ms, state, sequence);
         self.table.acknowledge(&key, task.acknowledged);
         if let (Recovery::Report, Some(status)) = (decision, task.ended) {
             self.table.restore_end(&key, status);
@@ -99,7 +100,7 @@ impl Keeper {
             Some(started) => started.cgroup_id,
             None => cgroup.id().unwrap_or_default(),
         };
-        let cgroup = TaskCgroup { task: key.clone(), cgroup, id };
+        let cgroup = TaskPlace { task: key.clone(), cgroup, id, sandbox: sandbox.clone() };
         // Whatever still runs in it holds these until it is gone.
         self.parts.ledger.adopt(key.clone(), grant.clone());
         match task.started.filter(|_| decision != Recovery::GiveUp) {
@@ -115,7 +116,7 @@ impl Keeper {
     }
 
     /// Ends what there is of the task, then reports it.
-    fn give_up(&mut self, key: TaskKey, cgroup: Option<TaskCgroup>, same_boot: bool) {
+    fn give_up(&mut self, key: TaskKey, cgroup: Option<TaskPlace>, same_boot: bool) {
         let message = if same_boot {
             "the agent was restarted while it launched the task"
         } else {
@@ -142,7 +143,7 @@ impl Keeper {
             tracing::warn!(cgroup = %cgroup.path().display(), "end a task that the journal does not know");
             end_all(&cgroup).await;
             crate::launch::blocking(move || {
-                launcher.clear(&TaskCgroup { task: TaskKey::default(), cgroup, id });
+                launcher.clear(&TaskPlace { task: TaskKey::default(), cgroup, id, sandbox: PathBuf::new() });
             })
             .await;
         });

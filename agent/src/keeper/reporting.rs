@@ -47,6 +47,7 @@ impl Keeper {
             cpu_milli: seen.strangers_cpu_milli,
             mem_bytes: seen.strangers_mem_bytes,
             ports: ports.to_ranges(),
+            ..Resources::default()
         }
         .at_most(ledger.capacity());
         let capacity = ledger.capacity().cpu_milli;

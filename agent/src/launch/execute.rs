@@ -19,7 +19,7 @@ use super::{
     sandbox::{Sandbox, SandboxError},
 };
 use crate::{
-    isolate::{IsolateError, Isolators, TaskCgroup, tree::Tree},
+    isolate::{IsolateError, Isolators, TaskPlace, tree::Tree},
     journal::{JournalError, Started},
     kernel::{
         bpf::ExitRecords,
@@ -115,7 +115,7 @@ pub struct Launcher {
 /// A task whose limits are set and which has no process yet. Must be started or undone.
 pub struct Prepared {
     /// The task's cgroup.
-    pub cgroup: TaskCgroup,
+    pub cgroup: TaskPlace,
     /// The task's directory.
     pub sandbox: Sandbox,
     plan: Plan,
@@ -129,7 +129,7 @@ pub struct Running {
     /// Its process.
     pub process: Watched,
     /// Its cgroup.
-    pub cgroup: TaskCgroup,
+    pub cgroup: TaskPlace,
     /// Its directory.
     pub sandbox: Sandbox,
     /// For the journal.
@@ -173,7 +173,7 @@ impl Launcher {
         let identity = user::resolve(&plan.user, self.allow_root)?;
         let owner = (identity.uid, identity.gid);
         let sandbox = Sandbox::create(&self.work_dir, &plan.framework_id, &plan.task_id, owner)?;
-        let cgroup = self.make_cgroup(&plan)?;
+        let cgroup = self.make_cgroup(&plan, &sandbox)?;
         let prepared = Prepared { cgroup, sandbox, plan, identity, launcher: self.clone() };
         match self.isolators.prepare(&prepared.cgroup, &prepared.plan.grant) {
             Ok(()) => Ok(prepared),
@@ -185,7 +185,7 @@ impl Launcher {
     }
 
     /// A fresh cgroup. What an earlier run left empty is replaced, so that no counter of it is inherited.
-    fn make_cgroup(&self, plan: &Plan) -> Result<TaskCgroup, LaunchError> {
+    fn make_cgroup(&self, plan: &Plan, sandbox: &Sandbox) -> Result<TaskPlace, LaunchError> {
         let cgroup = self.tree.task(plan.grant.class, &plan.framework_id, &plan.task_id);
         if cgroup.exists() {
             if cgroup.populated()? {
@@ -195,11 +195,12 @@ impl Launcher {
         }
         let cgroup = Cgroup::create(cgroup.path())?;
         let id = cgroup.id()?;
-        Ok(TaskCgroup { task: (plan.framework_id.clone(), plan.task_id.clone()), cgroup, id })
+        let task = (plan.framework_id.clone(), plan.task_id.clone());
+        Ok(TaskPlace { task, cgroup, id, sandbox: sandbox.dir().to_owned() })
     }
 
     /// Takes the limits and the cgroup of a task away whose processes have ended.
-    pub fn clear(&self, cgroup: &TaskCgroup) {
+    pub fn clear(&self, cgroup: &TaskPlace) {
         for (part, error) in self.isolators.cleanup(cgroup) {
             tracing::warn!(part, error = crate::error_chain(&error), "clean up after a task");
         }

@@ -11,7 +11,7 @@ use bulkhead_proto::{
     v1::TaskSpec,
 };
 
-use crate::grant::{Class, Grant, GrantError};
+use crate::grant::{Class, Grant, GrantDefaults, GrantError};
 
 /// Where programs without a slash in their name are looked for, unless the task sets its own `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -52,8 +52,8 @@ impl From<NulError> for PlanError {
 pub struct Defaults {
     /// Whom tasks run as that name nobody.
     pub user: String,
-    /// Processes of tasks that name no number.
-    pub pids_max: u64,
+    /// What grants leave out.
+    pub grant: GrantDefaults,
     /// Grace of tasks that name none.
     pub kill_grace: Duration,
 }
@@ -92,7 +92,7 @@ impl Plan {
         if let Some(name) = spec.env.keys().find(|k| k.is_empty() || k.contains('=')) {
             return Err(PlanError::Variable(name.clone()));
         }
-        let grant = Grant::check(spec.grant.as_ref(), defaults.pids_max)?;
+        let grant = Grant::check(spec.grant.as_ref(), &defaults.grant)?;
         let env = environment(spec, &grant);
         let path = env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
         // Every variable must be able to become a C string; the executor relies on it.
@@ -146,13 +146,15 @@ mod tests {
     use bulkhead_proto::v1;
 
     use super::*;
+    use crate::grant::TEST_DEFAULTS;
 
     fn defaults() -> Defaults {
-        Defaults { user: "nobody".into(), pids_max: 64, kill_grace: Duration::from_secs(5) }
+        Defaults { user: "nobody".into(), grant: TEST_DEFAULTS, kill_grace: Duration::from_secs(5) }
     }
 
     fn spec(argv: &[&str]) -> TaskSpec {
-        let resources = v1::Resources { cpu_milli: 500, mem_bytes: 1 << 26, ports: vec![] };
+        let resources =
+            v1::Resources { cpu_milli: 500, mem_bytes: 1 << 26, ports: vec![], ..v1::Resources::default() };
         let grant = v1::Grant { resources: Some(resources), class: 1, ..Default::default() };
         let argv = argv.iter().map(|&a| a.into()).collect();
         TaskSpec { task_id: "t-1".into(), argv, grant: Some(grant), ..Default::default() }
@@ -180,7 +182,7 @@ mod tests {
     #[test]
     fn what_the_task_leaves_out_is_the_agents() {
         let plan = Plan::make("f", &spec(&["x"]), &defaults()).unwrap();
-        assert_eq!((plan.user.as_str(), plan.grant.pids_max), ("nobody", 64));
+        assert_eq!((plan.user.as_str(), plan.grant.pids_max), ("nobody", TEST_DEFAULTS.pids_max));
         assert_eq!(plan.kill_grace, Duration::from_secs(5));
         assert_eq!(plan.env["BULKHEAD_CPU_MILLI"], "500");
     }

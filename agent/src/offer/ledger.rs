@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 
 use bulkhead_proto::{
-    resources::PortSet,
+    resources::{PortSet, SCALARS},
     v1::{self, Resources},
 };
 
@@ -88,11 +88,14 @@ impl Ledger {
             Class::Guaranteed => left.cpu_milli,
             Class::Revocable => self.revocable_cpu_milli.saturating_sub(self.revocable_allocated()),
         };
-        let fits = |asked: u64, left: u64, unit| {
-            if asked <= left { Ok(()) } else { Err(Refusal::TooMuch { asked, left, unit }) }
-        };
-        fits(grant.cpu_milli, cpu_left, "thousandths of a CPU")?;
-        fits(grant.mem_bytes, left.mem_bytes, "bytes of memory")?;
+        let left = Resources { cpu_milli: cpu_left, ..left };
+        let asked = Resources { cpu_milli: grant.cpu_milli, ..pool(&grant) };
+        for kind in &SCALARS {
+            let (asked, left) = ((kind.get)(&asked), (kind.get)(&left));
+            if asked > left {
+                return Err(Refusal::TooMuch { asked, left, unit: kind.unit });
+            }
+        }
         let missing = grant.ports.difference(&ports(&left));
         if !missing.is_empty() {
             return Err(Refusal::Ports(missing));
@@ -147,11 +150,7 @@ impl Ledger {
     /// The books in the form that is reported; `enforced` and `sequence` are the caller's.
     pub fn report(&self) -> v1::ResourceReport {
         let allocated = self.allocated.clone();
-        let held_back = Resources {
-            cpu_milli: self.floor.cpu_milli.max(self.strangers.cpu_milli),
-            mem_bytes: self.floor.mem_bytes.max(self.strangers.mem_bytes),
-            ports: self.floor.plus(&self.strangers).ports,
-        };
+        let held_back = self.floor.at_least(&self.strangers);
         let not_granted = self.capacity.saturating_sub(&allocated);
         let reserve = if self.closed { not_granted.clone() } else { held_back.at_most(&not_granted) };
         v1::ResourceReport {
@@ -173,7 +172,16 @@ impl Ledger {
 /// What a grant takes of the pool that offers are made from: CPU only where it is guaranteed.
 fn pool(grant: &Grant) -> Resources {
     let cpu_milli = if grant.class == Class::Guaranteed { grant.cpu_milli } else { 0 };
-    Resources { cpu_milli, mem_bytes: grant.mem_bytes, ports: grant.ports.to_ranges() }
+    Resources {
+        cpu_milli,
+        mem_bytes: grant.mem_bytes,
+        ports: grant.ports.to_ranges(),
+        disk_bytes: grant.disk.held_bytes,
+        disk_read_bytes_per_sec: grant.disk.read_bytes_per_sec.unwrap_or(0),
+        disk_write_bytes_per_sec: grant.disk.write_bytes_per_sec.unwrap_or(0),
+        disk_read_ops_per_sec: grant.disk.read_ops_per_sec.unwrap_or(0),
+        disk_write_ops_per_sec: grant.disk.write_ops_per_sec.unwrap_or(0),
+    }
 }
 
 /// The ports of an amount that this module made itself, and which are therefore valid.

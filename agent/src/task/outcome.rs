@@ -5,7 +5,7 @@ use std::time::Duration;
 use bulkhead_proto::v1::{TaskReason, TaskState, TaskUsage};
 use bytesize::ByteSize;
 
-use crate::{grant::Grant, kernel::pidfd::Exit};
+use crate::{grant::Grant, isolate::Violation, kernel::pidfd::Exit};
 
 /// Somebody wants the task to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,23 +46,30 @@ impl End {
         }
     }
 
-    /// A task that ran. A kill that was asked for explains any end but a clean exit; else what the kernel
-    /// did explains a signal; else the exit code speaks.
-    pub fn of(exit: Exit, killed: Option<KillRequest>, usage: TaskUsage, grant: &Grant) -> Self {
+    /// A task that ran. A kill that was asked for explains any end but a clean exit; else a limit that it broke;
+    /// else what the kernel did explains a signal; else the exit code speaks.
+    pub fn of(
+        exit: Exit,
+        killed: Option<KillRequest>,
+        broke: Option<Violation>,
+        usage: TaskUsage,
+        grant: &Grant,
+    ) -> Self {
         let (exit_code, signal) = match exit {
             Exit::Code(code) => (Some(code), None),
             Exit::Signal(signal) => (None, Some(signal)),
             Exit::Unknown => (None, None),
         };
-        let (state, reason, message) = match (killed, exit) {
-            (_, Exit::Code(0)) => (TaskState::Finished, TaskReason::Exited, String::new()),
-            (Some(kill), _) => (TaskState::Killed, kill.reason, kill_message(kill.reason).to_owned()),
-            (None, exit) if usage.oom_kills > 0 && exit != Exit::Unknown => {
+        let (state, reason, message) = match (killed, broke, exit) {
+            (_, _, Exit::Code(0)) => (TaskState::Finished, TaskReason::Exited, String::new()),
+            (Some(kill), ..) => (TaskState::Killed, kill.reason, kill_message(kill.reason).to_owned()),
+            (_, Some(broke), _) => (TaskState::Failed, broke.reason, broke.message),
+            (.., exit) if usage.oom_kills > 0 && exit != Exit::Unknown => {
                 (TaskState::Failed, TaskReason::OutOfMemory, oom_message(&usage, grant))
             }
-            (None, Exit::Code(code)) => (TaskState::Failed, TaskReason::Exited, format!("exit code {code}")),
-            (None, Exit::Signal(signal)) => (TaskState::Failed, TaskReason::Signaled, signal_message(signal)),
-            (None, Exit::Unknown) => (
+            (.., Exit::Code(code)) => (TaskState::Failed, TaskReason::Exited, format!("exit code {code}")),
+            (.., Exit::Signal(signal)) => (TaskState::Failed, TaskReason::Signaled, signal_message(signal)),
+            (.., Exit::Unknown) => (
                 TaskState::Failed,
                 TaskReason::ExitUnknown,
                 "the task ended while no agent was there to see how".to_owned(),
@@ -86,7 +93,7 @@ fn kill_message(reason: TaskReason) -> &'static str {
 fn oom_message(usage: &TaskUsage, grant: &Grant) -> String {
     format!(
         "ended by the kernel at its memory limit of {} (peak {}): ask for more memory",
-        ByteSize::b(grant.mem_bytes),
+        ByteSize::b(grant.mem.max_bytes),
         ByteSize::b(usage.mem_peak_bytes),
     )
 }
@@ -104,16 +111,9 @@ mod tests {
     use crate::grant::Class;
 
     fn end(exit: Exit, killed: Option<TaskReason>, oom_kills: u64) -> End {
-        let grant = Grant {
-            cpu_milli: 100,
-            mem_bytes: 64 << 20,
-            ports: Default::default(),
-            class: Class::Guaranteed,
-            cpu_burst: false,
-            pids_max: 1,
-        };
+        let grant = crate::grant::plain(Class::Guaranteed, 100, 64 << 20);
         let kill = killed.map(|reason| KillRequest { reason, grace: Duration::ZERO });
-        End::of(exit, kill, TaskUsage { oom_kills, ..Default::default() }, &grant)
+        End::of(exit, kill, None, TaskUsage { oom_kills, ..Default::default() }, &grant)
     }
 
     fn told(end: &End) -> (TaskState, TaskReason) {

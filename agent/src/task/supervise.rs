@@ -7,8 +7,7 @@ use tokio::{sync::mpsc, time::sleep_until};
 
 use super::outcome::{End, KillRequest};
 use crate::{
-    grant::Grant,
-    isolate::{Isolators, TaskCgroup, cpu},
+    isolate::{Grants, Isolators, TaskPlace, cpu},
     kernel::{
         bpf::ExitRecords,
         cgroupfs::Cgroup,
@@ -22,9 +21,9 @@ pub struct Supervised {
     /// Its main process; `None` where a restarted agent found it ended.
     pub process: Option<Watched>,
     /// Its cgroup.
-    pub cgroup: TaskCgroup,
-    /// What it was granted.
-    pub grant: Grant,
+    pub cgroup: TaskPlace,
+    /// What it is granted, as that changes.
+    pub grants: Grants,
     /// When its program was executed, as far as this agent knows.
     pub since: Instant,
     /// What to measure at its end.
@@ -38,7 +37,8 @@ pub struct Supervised {
 /// The task is over when its main process is; what it leaves behind is killed. After a kill request every
 /// process of the task gets SIGTERM, and what still runs when the grace is over is killed.
 pub async fn supervise(task: Supervised, mut kills: mpsc::Receiver<KillRequest>) -> End {
-    let mut killed = None;
+    let (mut killed, mut broke) = (None, None);
+    let mut violation = std::pin::pin!(task.isolators.watch(&task.cgroup, &task.grants));
     let exit = match &task.process {
         None => Exit::Unknown,
         Some(process) => loop {
@@ -46,6 +46,12 @@ pub async fn supervise(task: Supervised, mut kills: mpsc::Receiver<KillRequest>)
                 exit = process.ended() => break exit.unwrap_or(Exit::Unknown),
                 Some(request) = kills.recv() => {
                     killed = Some(terminate(&task.cgroup.cgroup, killed.unwrap_or(request), &mut kills).await);
+                }
+                violated = &mut violation, if broke.is_none() => {
+                    broke = Some(violated);
+                    if let Err(error) = task.cgroup.cgroup.kill() {
+                        tracing::warn!(error = crate::error_chain(&error), "kill a task that broke a limit");
+                    }
                 }
             }
         },
@@ -55,7 +61,8 @@ pub async fn supervise(task: Supervised, mut kills: mpsc::Receiver<KillRequest>)
     let mut usage = task.isolators.measure(&task.cgroup);
     usage.cpu_usec = cpu::used_usec(&task.cgroup).unwrap_or(0);
     usage.wall_usec = u64::try_from(task.since.elapsed().as_micros()).unwrap_or(u64::MAX);
-    End::of(exit, killed, usage, &task.grant)
+    let grant = Arc::clone(&task.grants.borrow());
+    End::of(exit, killed, broke, usage, &grant)
 }
 
 /// SIGTERM to all, then the grace, then the end. Ends early when no process is left: whoever handles

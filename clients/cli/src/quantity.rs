@@ -261,6 +261,7 @@ mod tests {
             cpu_milli: 2000,
             mem_bytes: 1 << 30,
             ports: vec![PortRange { first: 31000, last: 31002 }],
+            ..Resources::default()
         };
         assert_eq!(resources(&all), "2 CPUs, 1 GiB, ports 31000-31002");
         assert_eq!(resources(&Resources::default()), "nothing");

@@ -214,6 +214,10 @@ pub(crate) fn event_text(event: &Event) -> String {
         }
         EventKind::OutOfMemory => "killed at the memory limit".to_owned(),
         EventKind::PidsLimit => "fork refused at the process limit".to_owned(),
+        EventKind::DeviceDenied => "device refused".to_owned(),
+        EventKind::DiskFull => "write refused at the disk limit".to_owned(),
+        EventKind::OutputTruncated => "output cut off at its head".to_owned(),
+        EventKind::MemoryStalled => "ended: stood still for memory".to_owned(),
         EventKind::Unspecified => format!("kind {}", event.kind),
     }
 }

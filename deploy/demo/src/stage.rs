@@ -61,7 +61,7 @@ impl Stage {
     /// What this kernel does not enforce.
     pub(crate) async fn missing(&self) -> Result<Vec<Kind>> {
         let report = self.cluster.agent_info().await?.report.unwrap_or_default();
-        let Enforced { cpu, mem, ports, pids } = report.enforced.unwrap_or_default();
+        let Enforced { cpu, mem, ports, pids, .. } = report.enforced.unwrap_or_default();
         let kinds = [(Kind::Cpu, cpu), (Kind::Memory, mem), (Kind::Processes, pids), (Kind::Ports, ports)];
         Ok(kinds.into_iter().filter(|(_, enforced)| !enforced).map(|(kind, _)| kind).collect())
     }

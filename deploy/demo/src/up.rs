@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn what_is_not_enforced_is_said() {
-        let all = Enforced { cpu: true, mem: true, ports: true, pids: true };
+        let all = Enforced { cpu: true, mem: true, ports: true, pids: true, ..Enforced::default() };
         assert!(!welcome("/b", all).contains("does not enforce"));
         let text = welcome("/b", Enforced { ports: true, ..Enforced::default() });
         assert!(text.contains("does not enforce: CPU, memory, processes."), "{text}");

@@ -410,7 +410,7 @@ fn note(state: &mut State, event: Event, acknowledge: bool) -> Option<Call> {
             }
         }
         Event::Error(error) => state.errors.push(error.message),
-        Event::Subscribed(_) | Event::Heartbeat(_) => {}
+        Event::Subscribed(_) | Event::Heartbeat(_) | Event::Resized(_) => {}
     }
     None
 }

@@ -9,12 +9,14 @@ pub struct Task(TaskSpec);
 impl Task {
     /// This program with these arguments.
     pub fn new<S: Into<String>>(id: &str, argv: impl IntoIterator<Item = S>) -> Self {
-        let resources = Resources { cpu_milli: 400, mem_bytes: 64 << 20, ports: Vec::new() };
+        let resources =
+            Resources { cpu_milli: 400, mem_bytes: 64 << 20, ports: Vec::new(), ..Resources::default() };
         let grant = Grant {
             resources: Some(resources),
             class: ResourceClass::Guaranteed.into(),
             cpu_burst: false,
             pids_max: 0,
+            ..Grant::default()
         };
         Self(TaskSpec {
             task_id: id.to_owned(),

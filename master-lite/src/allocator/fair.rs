@@ -80,6 +80,7 @@ fn split(supply: &Supply) -> (Resources, Resources) {
         cpu_milli: supply.pool.cpu_milli,
         mem_bytes: firm_part(supply.pool.mem_bytes),
         ports: PortSet::to_ranges(&firm_ports),
+        ..Resources::default()
     };
     let rest = supply.pool.saturating_sub(&firm);
     (firm, Resources { cpu_milli: supply.revocable_cpu_milli, ..rest })

@@ -6,7 +6,7 @@ use crate::{allocator::worth_offering, ids::FrameworkId};
 const CLUSTER: Totals = Totals { cpu_milli: 10_000, mem_bytes: 10_000 };
 
 fn supply(agent: &str, cpu_milli: u64, mem_bytes: u64, revocable_cpu_milli: u64) -> Supply {
-    let pool = Resources { cpu_milli, mem_bytes, ports: Vec::new() };
+    let pool = Resources { cpu_milli, mem_bytes, ports: Vec::new(), ..Resources::default() };
     Supply { agent: agent.into(), pool, revocable_cpu_milli }
 }
 

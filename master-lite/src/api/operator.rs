@@ -2,8 +2,8 @@
 
 use bulkhead_proto::v1::{
     ListAgentsRequest, ListAgentsResponse, ListFrameworksRequest, ListFrameworksResponse, ListOffersRequest,
-    ListOffersResponse, ListTasksRequest, ListTasksResponse, StopTaskRequest, StopTaskResponse,
-    operator_server::Operator,
+    ListOffersResponse, ListTasksRequest, ListTasksResponse, ResizeTaskRequest, ResizeTaskResponse,
+    StopTaskRequest, StopTaskResponse, operator_server::Operator,
 };
 use tonic::{Request, Response, Status};
 
@@ -66,5 +66,12 @@ impl Operator for Service {
                 Err(Status::failed_precondition(problem.to_string()))
             }
         }
+    }
+
+    async fn resize_task(
+        &self,
+        _request: Request<ResizeTaskRequest>,
+    ) -> Result<Response<ResizeTaskResponse>, Status> {
+        Err(Status::unimplemented("this master resizes no tasks"))
     }
 }

@@ -174,7 +174,7 @@ impl Core {
         let Some(agent) = self.inventory.agent_of(session).cloned() else { return };
         self.inventory.heard(&agent, self.now);
         match message {
-            agent_message::Message::Heartbeat(_) => {}
+            agent_message::Message::Heartbeat(_) | agent_message::Message::Resized(_) => {}
             agent_message::Message::Report(report) => self.agent_reports(&agent, &report),
             agent_message::Message::Status(status) => self.task_status(&agent, status),
             agent_message::Message::Register(_) => {

@@ -118,6 +118,10 @@ impl Core {
                 self.close(session, Closing::Done);
                 self.detach(&id);
             }
+            Call::Resize(_) => {
+                let message = "this master resizes no tasks".to_owned();
+                self.tell_framework(&id, scheduler_event::Event::Error(CallError { message }));
+            }
             Call::Revive(_) => {
                 self.frameworks.get_mut(&id).into_iter().for_each(|f| f.forget_refusals(None));
                 self.offer_everything();

@@ -224,7 +224,7 @@ pub(crate) async fn http_get(address: SocketAddr, path: &str) -> String {
 }
 
 pub(crate) fn resources(cpu_milli: u64, mem_bytes: u64) -> Resources {
-    Resources { cpu_milli, mem_bytes, ports: Vec::new() }
+    Resources { cpu_milli, mem_bytes, ports: Vec::new(), ..Resources::default() }
 }
 
 pub(crate) fn task(id: &str, cpu_milli: u64, mem_bytes: u64) -> TaskSpec {

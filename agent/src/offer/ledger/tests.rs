@@ -9,11 +9,11 @@ fn set(text: &str) -> PortSet {
 }
 
 fn resources(cpu_milli: u64, mem_bytes: u64, ports: &str) -> Resources {
-    Resources { cpu_milli, mem_bytes, ports: set(ports).to_ranges() }
+    Resources { cpu_milli, mem_bytes, ports: set(ports).to_ranges(), ..Resources::default() }
 }
 
 fn grant(class: Class, cpu_milli: u64, mem_bytes: u64, ports: &str) -> Grant {
-    Grant { cpu_milli, mem_bytes, ports: set(ports), class, cpu_burst: false, pids_max: 10 }
+    Grant { ports: set(ports), ..crate::grant::plain(class, cpu_milli, mem_bytes) }
 }
 
 fn key(task: &str) -> TaskKey {

@@ -51,6 +51,7 @@ impl Need {
             user: args.user.clone().unwrap_or_default(),
             grant: None,
             kill_grace_ms: args.grace.map_or(0, |g| millis(g).max(1)),
+            ..TaskSpec::default()
         };
         let class = ResourceClass::from(args.class);
         let grant = Grant {
@@ -58,6 +59,7 @@ impl Need {
             class: class.into(),
             cpu_burst: args.cpu_burst,
             pids_max: args.pids.unwrap_or(0),
+            ..Grant::default()
         };
         Self { cpu_milli: args.cpus, mem_bytes: args.mem, ports: args.ports.clone(), class, spec, grant }
     }
@@ -83,7 +85,7 @@ impl Need {
             Some(PortsWanted::These(set)) => set.to_ranges(),
             Some(PortsWanted::Any(_)) | None => Vec::new(),
         };
-        Resources { cpu_milli: self.cpu_milli, mem_bytes: self.mem_bytes, ports }
+        Resources { cpu_milli: self.cpu_milli, mem_bytes: self.mem_bytes, ports, ..Resources::default() }
     }
 
     /// What the offer would grant: the amounts asked for, and ports chosen from the lowest.
@@ -102,7 +104,12 @@ impl Need {
             return Err(Misfit::Memory(has.mem_bytes));
         }
         let ports = self.choose_ports(&has.port_set().unwrap_or_default())?;
-        Ok(Resources { cpu_milli: self.cpu_milli, mem_bytes: self.mem_bytes, ports: ports.to_ranges() })
+        Ok(Resources {
+            cpu_milli: self.cpu_milli,
+            mem_bytes: self.mem_bytes,
+            ports: ports.to_ranges(),
+            ..Resources::default()
+        })
     }
 
     fn choose_ports(&self, offered: &PortSet) -> Result<PortSet, Misfit> {
@@ -126,7 +133,12 @@ impl Need {
 
     /// `2 CPUs, 1 GiB, 1 port`, with the class where it is not the usual one.
     pub(crate) fn words(&self) -> String {
-        let amount = Resources { cpu_milli: self.cpu_milli, mem_bytes: self.mem_bytes, ports: Vec::new() };
+        let amount = Resources {
+            cpu_milli: self.cpu_milli,
+            mem_bytes: self.mem_bytes,
+            ports: Vec::new(),
+            ..Resources::default()
+        };
         let ports = self.ports.as_ref().map(|p| format!(", {p}")).unwrap_or_default();
         let class = if self.class == ResourceClass::Revocable { " (revocable)" } else { "" };
         format!("{}{ports}{class}", resources(&amount))
@@ -184,6 +196,7 @@ pub(crate) mod tests {
                 cpu_milli,
                 mem_bytes: mem_mib << 20,
                 ports: ports.iter().map(|&(first, last)| PortRange { first, last }).collect(),
+                ..Resources::default()
             }),
             ..Offer::default()
         }

@@ -107,6 +107,10 @@ pub(crate) fn reason_words(reason: TaskReason) -> Option<&'static str> {
         TaskReason::ExitUnknown => "it ended while no agent was there to see how",
         TaskReason::UnknownTask => "nobody knows it",
         TaskReason::InvalidTask => "malformed task",
+        TaskReason::MemoryStalled => "stood still for memory",
+        TaskReason::ArtifactFailed => "artifact failed",
+        TaskReason::ImageFailed => "image failed",
+        TaskReason::ConfinementRefused => "confinement refused",
         TaskReason::AgentRestarted => "its agent started over",
     })
 }

@@ -116,7 +116,7 @@ mod tests {
 
     fn agent(connected: bool, capacity: (u64, u64), free: (u64, u64)) -> AgentEntry {
         let amount = |(cpu_milli, mib): (u64, u64)| {
-            Some(Resources { cpu_milli, mem_bytes: mib << 20, ports: Vec::new() })
+            Some(Resources { cpu_milli, mem_bytes: mib << 20, ports: Vec::new(), ..Resources::default() })
         };
         AgentEntry {
             agent: Some(AgentInfo { hostname: "node-1".to_owned(), ..AgentInfo::default() }),

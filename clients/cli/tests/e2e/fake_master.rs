@@ -9,8 +9,9 @@ use std::{
 use bulkhead_proto::v1::{
     Accept, AgentEntry, AgentInfo, FrameworkEntry, FrameworkInfo, ListAgentsRequest, ListAgentsResponse,
     ListFrameworksRequest, ListFrameworksResponse, ListOffersRequest, ListOffersResponse, ListTasksRequest,
-    ListTasksResponse, Offer, Offers, PortRange, ResourceClass, Resources, SchedulerCall, SchedulerEvent,
-    StopTaskRequest, StopTaskResponse, Subscribed, Task, TaskReason, TaskState, TaskStatus,
+    ListTasksResponse, Offer, Offers, PortRange, ResizeTaskRequest, ResizeTaskResponse, ResourceClass,
+    Resources, SchedulerCall, SchedulerEvent, StopTaskRequest, StopTaskResponse, Subscribed, Task,
+    TaskReason, TaskState, TaskStatus,
     operator_server::{Operator, OperatorServer},
     scheduler_call::Call,
     scheduler_event::Event,
@@ -152,6 +153,7 @@ pub(crate) fn offer(id: &str, api_address: &str, cpu_milli: u64, mem_mib: u64) -
             cpu_milli,
             mem_bytes: mem_mib << 20,
             ports: vec![PortRange { first: 31_000, last: 31_009 }],
+            ..Resources::default()
         }),
         ..Offer::default()
     }
@@ -200,6 +202,13 @@ impl Operator for OperatorCalls {
     ) -> Result<Response<ListAgentsResponse>, Status> {
         let agents = self.0.lock().unwrap().agents.clone();
         Ok(Response::new(ListAgentsResponse { agents }))
+    }
+
+    async fn resize_task(
+        &self,
+        _: Request<ResizeTaskRequest>,
+    ) -> Result<Response<ResizeTaskResponse>, Status> {
+        Err(Status::unimplemented("not in these tests"))
     }
 
     async fn list_frameworks(

@@ -16,6 +16,7 @@ pub(crate) fn task(id: &str, name: &str, agent_id: &str, status: TaskStatus) -> 
         cpu_milli: 500,
         mem_bytes: 128 << 20,
         ports: vec![PortRange { first: 31_000, last: 31_001 }],
+        ..Resources::default()
     };
     let grant =
         Grant { resources: Some(resources), class: ResourceClass::Guaranteed.into(), ..Grant::default() };
@@ -89,7 +90,9 @@ async fn json_lists_are_one_document_with_units_in_the_names() {
 async fn agents_show_what_is_free_of_what_there_is() {
     let master = FakeMaster::start().await;
     master.add_agent("a-1", "127.0.0.1:5051");
-    let amount = |cpu_milli, gib: u64| Some(Resources { cpu_milli, mem_bytes: gib << 30, ports: Vec::new() });
+    let amount = |cpu_milli, gib: u64| {
+        Some(Resources { cpu_milli, mem_bytes: gib << 30, ports: Vec::new(), ..Resources::default() })
+    };
     let report = ResourceReport {
         capacity: amount(8000, 16),
         free: amount(6500, 8),

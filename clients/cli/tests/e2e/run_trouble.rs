@@ -66,7 +66,9 @@ async fn offers_that_do_not_fit_go_back_and_one_that_was_gone_is_replaced() {
 /// A master with one agent that has 4 CPUs, 1 of them free.
 async fn nearly_full() -> FakeMaster {
     let master = FakeMaster::start().await;
-    let amount = |cpu_milli| Some(Resources { cpu_milli, mem_bytes: 1 << 30, ports: Vec::new() });
+    let amount = |cpu_milli| {
+        Some(Resources { cpu_milli, mem_bytes: 1 << 30, ports: Vec::new(), ..Resources::default() })
+    };
     let report = ResourceReport { capacity: amount(4000), free: amount(1000), ..ResourceReport::default() };
     master.add_agent("a-1", "127.0.0.1:1");
     master.lists().agents[0].report = Some(report);

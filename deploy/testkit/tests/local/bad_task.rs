@@ -46,7 +46,8 @@ fn assert_end(end: &TaskStatus, state: TaskState, reason: TaskReason, words: &[&
 }
 
 async fn offers(framework: &Framework) -> Result<Vec<Offer>> {
-    let little = Resources { cpu_milli: 1000, mem_bytes: 64 << 20, ports: Vec::new() };
+    let little =
+        Resources { cpu_milli: 1000, mem_bytes: 64 << 20, ports: Vec::new(), ..Resources::default() };
     framework.offers_for(ResourceClass::Guaranteed, &little).await
 }
 

@@ -279,7 +279,7 @@ impl World {
 }
 
 fn resources(cpu_milli: u64, mem_bytes: u64) -> Resources {
-    Resources { cpu_milli, mem_bytes, ports: Vec::new() }
+    Resources { cpu_milli, mem_bytes, ports: Vec::new(), ..Resources::default() }
 }
 
 fn ports(first: u32, last: u32) -> Vec<PortRange> {

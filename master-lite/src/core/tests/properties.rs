@@ -25,6 +25,7 @@ fn any_resources() -> impl Strategy<Value = Resources> {
         cpu_milli,
         mem_bytes,
         ports,
+        ..Resources::default()
     })
 }
 

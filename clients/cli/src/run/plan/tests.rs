@@ -49,6 +49,7 @@ fn words(effects: &[Effect]) -> Vec<String> {
         Call::Teardown(_) => "teardown".to_owned(),
         Call::Detach(_) => "detach".to_owned(),
         Call::Revive(Revive {}) => "revive".to_owned(),
+        Call::Resize(r) => format!("resize {}", r.task_id),
         Call::Subscribe(_) => "subscribe".to_owned(),
     };
     let word = |effect: &Effect| match effect {
