@@ -74,8 +74,8 @@ pub enum IsolateError {
 /// when the program was executed; `watch` once, after that; `update` and `measure` any number of times, `measure`
 /// also after the last process has ended; `cleanup` once, after the last process has ended, also where `prepare`
 /// failed. A restarted agent calls `recover` and `watch` instead of the first three for tasks that still run: what
-/// was set is in the kernel. Calls for different tasks may overlap; those for one task never do. All but `watch`
-/// may block, and run on threads for that.
+/// was set is in the kernel. Calls for different tasks may overlap; of those for one
+/// task only `measure` and `watch` may overlap with others. All but `watch` may block, and run on threads for that.
 pub trait Isolator: Send + Sync {
     /// Which part of a grant this is, for messages.
     fn part(&self) -> &'static str;

@@ -32,7 +32,7 @@ pub struct Entry {
     #[prost(string, tag = "2")]
     pub task_id: String,
     /// What happened to it.
-    #[prost(oneof = "Fact", tags = "3, 4, 5, 6")]
+    #[prost(oneof = "Fact", tags = "3, 4, 5, 6, 7")]
     pub fact: Option<Fact>,
 }
 
@@ -51,6 +51,9 @@ pub enum Fact {
     /// The framework has every status up to this sequence.
     #[prost(uint64, tag = "6")]
     Acknowledged(u64),
+    /// It runs, and holds this grant from now on.
+    #[prost(message, tag = "7")]
+    Resized(v1::Grant),
 }
 
 /// A launch that the agent took on.

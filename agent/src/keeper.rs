@@ -12,7 +12,7 @@ use std::{
 
 use bulkhead_proto::v1::{self, AgentMessage, TaskStatus, agent_message};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Mutex, mpsc, oneshot, watch},
     time::{MissedTickBehavior, interval},
 };
 
@@ -53,6 +53,8 @@ pub enum Message {
     Kill(v1::Kill),
     /// The master wants a task to hold another grant.
     Resize(v1::Resize),
+    /// A resize came to its end.
+    Resized(Box<resizing::Done>),
     /// A framework has a status.
     Acknowledge(v1::Acknowledge),
     /// The sampler measured the node.
@@ -101,6 +103,9 @@ struct Live {
     ended: watch::Sender<bool>,
     /// What it holds, for its supervisor.
     grants: Option<watch::Sender<Arc<Grant>>>,
+    /// Held while the limits are changed: they are not taken away meanwhile.
+    changing: Arc<Mutex<()>>,
+    resizing: bool,
 }
 
 impl Live {
@@ -114,6 +119,8 @@ impl Live {
             kill_early: None,
             ended: watch::channel(false).0,
             grants: None,
+            changing: Arc::default(),
+            resizing: false,
         }
     }
 }
@@ -238,7 +245,8 @@ impl Keeper {
             Message::Connected(outbox) => self.outbox = Some(outbox),
             Message::Launch(launch) => self.launch(launch),
             Message::Kill(kill) => self.kill(&kill),
-            Message::Resize(resize) => self.resize(&resize),
+            Message::Resize(resize) => self.resize(resize),
+            Message::Resized(done) => self.resized(*done),
             Message::Acknowledge(ack) => self.acknowledge(&ack),
             Message::Observed(observation) => self.observe(&observation),
             Message::Launched(key, Ok(running)) => self.launched(key, running),
@@ -299,7 +307,7 @@ impl Keeper {
         let Some(status) = self.table.last_status(key, end, unix_time_ms()) else { return };
         let (journal, launcher, myself) =
             (self.parts.journal.clone(), self.parts.launcher.clone(), self.myself.clone());
-        let (key, cgroup) = (key.clone(), live.cgroup.clone());
+        let (key, cgroup, changing) = (key.clone(), live.cgroup.clone(), Arc::clone(&live.changing));
         tokio::spawn(async move {
             let fact = crate::journal::Fact::Ended(status.clone());
             if let Err(error) = journal.record(&key.0, &key.1, fact).await {
@@ -308,6 +316,7 @@ impl Keeper {
                 tracing::error!(error, task = key.1, "journal the end of a task");
             }
             if let Some(cgroup) = cgroup {
+                let _unchanged = changing.lock().await;
                 crate::launch::blocking(move || launcher.clear(&cgroup)).await;
             }
             drop(myself.send(Message::Cleared(key, status)).await);

@@ -7,7 +7,8 @@
 //! ```text
 //!  AgentRegister, AgentSaid ──> agents ──┐                      ┌──> ToAgent
 //!  Subscribe, Call ──> frameworks ───────┼──> ledger, tasks ────┼──> ToScheduler
-//!  StopTask ──> statuses ────────────────┤          │           └──> Close, Answer, Log
+//!  StopTask, ResizeTask ──> statuses, ───┤          │           └──> Close, Answer, Log
+//!                           resizing     │          │
 //!  Tick ──> timers ──────────────────────┘      offering (allocator), at the end of every step
 //! ```
 
@@ -18,15 +19,17 @@ mod event;
 mod frameworks;
 mod listing;
 mod offering;
+mod resizing;
 mod statuses;
 
 use std::collections::BTreeSet;
 
 use bulkhead_proto::v1::{Rescind, master_message, scheduler_event};
 
-pub use effect::{Closing, Effect, Severity, StopError};
+pub use effect::{Closing, Effect, ResizeError, Severity, StopError};
 pub use event::Event;
 pub use listing::{Amounts, Counters, Gauges};
+pub use resizing::Resizing;
 
 use crate::{
     allocator::Allocator,
@@ -76,6 +79,7 @@ pub struct Core {
     next_heartbeat: Option<UnixMs>,
     frameworks_made: u64,
     offers_made: u64,
+    resizes_made: u64,
     counters: Counters,
     effects: Vec<Effect>,
 }
@@ -100,6 +104,7 @@ impl Core {
             next_heartbeat: None,
             frameworks_made: 0,
             offers_made: 0,
+            resizes_made: 0,
             counters: Counters::default(),
             effects: Vec::new(),
         }
@@ -115,6 +120,7 @@ impl Core {
             Event::Call { session, call } => self.call(session, call),
             Event::SessionEnded { session } => self.session_ended(session),
             Event::StopTask { request, stop } => self.stop_task(request, &stop),
+            Event::ResizeTask { request, resize } => self.resize_for_operator(request, &resize),
             Event::Tick => {}
         }
         for timer in self.timers.take_due(self.now) {

@@ -48,7 +48,19 @@ impl Slice {
         }
     }
 
-    fn plus(&self, other: &Self) -> Self {
+    /// What a holding of this class can be taken from.
+    pub fn of_class(&self, class: ResourceClass) -> Resources {
+        match class {
+            ResourceClass::Revocable => {
+                Resources { cpu_milli: self.revocable_cpu_milli, ..self.pool.clone() }
+            }
+            _ => self.pool.clone(),
+        }
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
         Self {
             pool: self.pool.plus(&other.pool),
             revocable_cpu_milli: self.revocable_cpu_milli.saturating_add(other.revocable_cpu_milli),

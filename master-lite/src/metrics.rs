@@ -25,6 +25,8 @@ pub mod names {
     pub const TASKS: &str = "bulkhead_master_tasks";
     /// Tasks sent to agents.
     pub const TASKS_LAUNCHED: &str = "bulkhead_master_tasks_launched_total";
+    /// Running tasks that were given another grant.
+    pub const TASKS_RESIZED: &str = "bulkhead_master_tasks_resized_total";
     /// Tasks that reached their last state, by `state`.
     pub const TASKS_ENDED: &str = "bulkhead_master_tasks_ended_total";
     /// Offers that wait for an answer.
@@ -134,6 +136,8 @@ fn collect(gauges: &Gauges, counters: &Counters) -> Result<Vec<Box<dyn Collector
     offers.set(signed(gauges.offers));
     let launched = IntCounter::new(names::TASKS_LAUNCHED, "Tasks sent to agents.")?;
     launched.inc_by(counters.tasks_launched);
+    let resized = IntCounter::new(names::TASKS_RESIZED, "Running tasks that were given another grant.")?;
+    resized.inc_by(counters.tasks_resized);
     Ok(vec![
         by_state(
             names::AGENTS,
@@ -148,6 +152,7 @@ fn collect(gauges: &Gauges, counters: &Counters) -> Result<Vec<Box<dyn Collector
         live_tasks(gauges)?,
         ended_tasks(counters)?,
         Box::new(launched),
+        Box::new(resized),
         Box::new(offers),
         offers_total(counters)?,
         resources(gauges)?,

@@ -10,8 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_proto::v1::{Task, TaskReason, TaskSpec, TaskState, TaskStatus};
 
-pub use validate::{Refusal, check_spec};
+pub use validate::{Refusal, check_grant, check_spec};
 
+use crate::core::Resizing;
 use crate::ids::{AgentId, FrameworkId, TaskKey, UnixMs};
 
 /// Nothing happens to a task after this state.
@@ -41,6 +42,8 @@ pub struct Record {
     pub acked: u64,
     /// Set once a kill was asked for.
     pub kill: Option<KillOrder>,
+    /// Set while its agent carries a resize out.
+    pub resizing: Option<Resizing>,
     /// When it was launched, or as the agent said.
     pub started: UnixMs,
     /// The last status of an earlier task of this id on this agent: the agent may repeat it once more.

@@ -53,6 +53,11 @@ impl Replayed {
         let Some(task) = self.tasks.get_mut(&key) else { return };
         match fact {
             Fact::Started(started) => task.started = Some(started),
+            Fact::Resized(grant) => {
+                if let Some(spec) = &mut task.accepted.spec {
+                    spec.grant = Some(grant);
+                }
+            }
             Fact::Ended(status) => task.ended = Some(status),
             // One of an earlier run with this id may come after the acceptance of this run.
             Fact::Acknowledged(sequence) if sequence >= task.accepted.first_sequence => {

@@ -22,6 +22,8 @@ async fn what_was_recorded_is_there_after_a_restart() {
     assert_eq!(empty, Replayed::default());
     journal.record("f", "a", accepted("a")).await.unwrap();
     journal.record("f", "a", Fact::Started(Started { pid: 7, ..Default::default() })).await.unwrap();
+    let grant = v1::Grant { pids_max: 5, ..Default::default() };
+    journal.record("f", "a", Fact::Resized(grant.clone())).await.unwrap();
     journal.record("f", "b", accepted("b")).await.unwrap();
     journal.record("f", "b", ended(3)).await.unwrap();
     drop(journal);
@@ -29,6 +31,7 @@ async fn what_was_recorded_is_there_after_a_restart() {
     let (_journal, replayed) = Journal::open(dir.path()).unwrap();
     let a = &replayed.tasks[&("f".into(), "a".into())];
     assert_eq!((a.started.as_ref().unwrap().pid, &a.ended), (7, &None));
+    assert_eq!(a.accepted.spec.as_ref().unwrap().grant, Some(grant));
     let b = &replayed.tasks[&("f".into(), "b".into())];
     assert_eq!(b.ended.as_ref().unwrap().sequence, 3);
 }

@@ -72,7 +72,7 @@ impl Keeper {
             };
             refuse(reason, error.to_string())
         })?;
-        self.parts.ledger.admit(key.clone(), plan.grant.clone()).map_err(|refusal| {
+        self.parts.ledger.admit(key.clone(), &plan.grant).map_err(|refusal| {
             refuse(TaskReason::InvalidGrant, format!("the grant does not fit this node: {refusal}"))
         })?;
         Ok(plan)

@@ -102,7 +102,7 @@ impl Keeper {
         };
         let cgroup = TaskPlace { task: key.clone(), cgroup, id, sandbox: sandbox.clone() };
         // Whatever still runs in it holds these until it is gone.
-        self.parts.ledger.adopt(key.clone(), grant.clone());
+        self.parts.ledger.adopt(key.clone(), &grant);
         match task.started.filter(|_| decision != Recovery::GiveUp) {
             Some(started) => {
                 self.parts.launcher.isolators().recover(&cgroup, &grant);

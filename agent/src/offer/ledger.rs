@@ -43,6 +43,27 @@ pub enum Refusal {
     Duplicate(String, String),
 }
 
+/// What one task holds.
+#[derive(Clone, Debug, PartialEq)]
+struct Held {
+    /// Out of the pool that offers are made from: CPU only where it is guaranteed.
+    pool: Resources,
+    /// CPU that was lent.
+    revocable_cpu_milli: u64,
+}
+
+impl Held {
+    fn of(grant: &Grant) -> Self {
+        let all = amounts(grant);
+        match grant.class {
+            Class::Guaranteed => Self { pool: all, revocable_cpu_milli: 0 },
+            Class::Revocable => {
+                Self { revocable_cpu_milli: all.cpu_milli, pool: Resources { cpu_milli: 0, ..all } }
+            }
+        }
+    }
+}
+
 /// The node's books.
 #[derive(Clone, Debug)]
 pub struct Ledger {
@@ -52,8 +73,8 @@ pub struct Ledger {
     /// What everything that is not a task was measured to use.
     strangers: Resources,
     revocable_cpu_milli: u64,
-    grants: BTreeMap<TaskKey, Grant>,
-    /// The sum of `grants`, kept so that a launch costs the same with a thousand tasks.
+    held: BTreeMap<TaskKey, Held>,
+    /// The sum of what is `held`, kept so that a launch costs the same with a thousand tasks.
     allocated: Resources,
     closed: bool,
     version: u64,
@@ -68,7 +89,7 @@ impl Ledger {
             floor,
             strangers: Resources::default(),
             revocable_cpu_milli: 0,
-            grants: BTreeMap::new(),
+            held: BTreeMap::new(),
             allocated: Resources::default(),
             closed: false,
             version: 0,
@@ -79,44 +100,81 @@ impl Ledger {
     ///
     /// # Errors
     /// [`Refusal`]; nothing is booked then.
-    pub fn admit(&mut self, key: TaskKey, grant: Grant) -> Result<(), Refusal> {
-        if self.grants.contains_key(&key) {
+    pub fn admit(&mut self, key: TaskKey, grant: &Grant) -> Result<(), Refusal> {
+        if self.held.contains_key(&key) {
             return Err(Refusal::Duplicate(key.0, key.1));
         }
-        let left = self.capacity.saturating_sub(&self.floor).saturating_sub(&self.allocated);
-        let cpu_left = match grant.class {
-            Class::Guaranteed => left.cpu_milli,
-            Class::Revocable => self.revocable_cpu_milli.saturating_sub(self.revocable_allocated()),
-        };
-        let left = Resources { cpu_milli: cpu_left, ..left };
-        let asked = Resources { cpu_milli: grant.cpu_milli, ..pool(&grant) };
-        for kind in &SCALARS {
-            let (asked, left) = ((kind.get)(&asked), (kind.get)(&left));
-            if asked > left {
-                return Err(Refusal::TooMuch { asked, left, unit: kind.unit });
-            }
-        }
-        let missing = grant.ports.difference(&ports(&left));
-        if !missing.is_empty() {
-            return Err(Refusal::Ports(missing));
-        }
+        self.check_room(&amounts(grant), grant.class)?;
         self.adopt(key, grant);
         Ok(())
     }
 
-    /// Books a grant of a task that is running already, which a restarted agent found: it fits by history.
-    pub fn adopt(&mut self, key: TaskKey, grant: Grant) {
-        self.allocated = self.allocated.plus(&pool(&grant));
-        self.grants.insert(key, grant);
+    /// Books the larger of what the task holds and of `grant`, kind by kind, until [`Ledger::settle`] says which
+    /// of them it is. A task that is not booked stays so.
+    ///
+    /// # Errors
+    /// [`Refusal`] where the growth does not fit; nothing changes then.
+    pub fn stretch(&mut self, key: &TaskKey, grant: &Grant) -> Result<(), Refusal> {
+        let Some(held) = self.held.get(key) else { return Ok(()) };
+        let now =
+            Resources { cpu_milli: held.pool.cpu_milli + held.revocable_cpu_milli, ..held.pool.clone() };
+        self.check_room(&amounts(grant).saturating_sub(&now), grant.class)?;
+        let wanted = Held::of(grant);
+        let both = Held {
+            pool: held.pool.at_least(&wanted.pool),
+            revocable_cpu_milli: held.revocable_cpu_milli.max(wanted.revocable_cpu_milli),
+        };
+        self.hold(key, both);
+        Ok(())
+    }
+
+    /// Books exactly this grant for a task that is booked.
+    pub fn settle(&mut self, key: &TaskKey, grant: &Grant) {
+        if self.held.contains_key(key) {
+            self.hold(key, Held::of(grant));
+        }
+    }
+
+    fn hold(&mut self, key: &TaskKey, held: Held) {
+        if let Some(before) = self.held.remove(key) {
+            self.allocated = self.allocated.saturating_sub(&before.pool);
+        }
+        self.allocated = self.allocated.plus(&held.pool);
+        self.held.insert(key.clone(), held);
         self.version += 1;
     }
 
+    fn check_room(&self, asked: &Resources, class: Class) -> Result<(), Refusal> {
+        let left = self.capacity.saturating_sub(&self.floor).saturating_sub(&self.allocated);
+        let cpu_left = match class {
+            Class::Guaranteed => left.cpu_milli,
+            Class::Revocable => self.revocable_cpu_milli.saturating_sub(self.revocable_allocated()),
+        };
+        let left = Resources { cpu_milli: cpu_left, ..left };
+        for kind in &SCALARS {
+            let (asked, left) = ((kind.get)(asked), (kind.get)(&left));
+            if asked > left {
+                return Err(Refusal::TooMuch { asked, left, unit: kind.unit });
+            }
+        }
+        let missing = ports(asked).difference(&ports(&left));
+        if !missing.is_empty() {
+            return Err(Refusal::Ports(missing));
+        }
+        Ok(())
+    }
+
+    /// Books a grant of a task that is running already, which a restarted agent found: it fits by history.
+    pub fn adopt(&mut self, key: TaskKey, grant: &Grant) {
+        self.hold(&key, Held::of(grant));
+    }
+
     /// Takes a grant back. One that is not there is no error: a task ends only once.
-    pub fn release(&mut self, key: &TaskKey) -> Option<Grant> {
-        let grant = self.grants.remove(key)?;
-        self.allocated = self.allocated.saturating_sub(&pool(&grant));
-        self.version += 1;
-        Some(grant)
+    pub fn release(&mut self, key: &TaskKey) {
+        if let Some(held) = self.held.remove(key) {
+            self.allocated = self.allocated.saturating_sub(&held.pool);
+            self.version += 1;
+        }
     }
 
     /// Holds everything back that is not granted yet, or gives it free again.
@@ -165,15 +223,14 @@ impl Ledger {
     }
 
     fn revocable_allocated(&self) -> u64 {
-        self.grants.values().filter(|g| g.class == Class::Revocable).map(|g| g.cpu_milli).sum()
+        self.held.values().map(|held| held.revocable_cpu_milli).sum()
     }
 }
 
-/// What a grant takes of the pool that offers are made from: CPU only where it is guaranteed.
-fn pool(grant: &Grant) -> Resources {
-    let cpu_milli = if grant.class == Class::Guaranteed { grant.cpu_milli } else { 0 };
+/// Everything that a grant takes.
+fn amounts(grant: &Grant) -> Resources {
     Resources {
-        cpu_milli,
+        cpu_milli: grant.cpu_milli,
         mem_bytes: grant.mem_bytes,
         ports: grant.ports.to_ranges(),
         disk_bytes: grant.disk.held_bytes,

@@ -119,6 +119,13 @@ impl Table {
         }
     }
 
+    /// The task holds another grant.
+    pub fn resized(&mut self, key: &TaskKey, grant: v1::Grant) {
+        if let Some(record) = self.records.get_mut(key) {
+            record.spec.grant = Some(grant);
+        }
+    }
+
     /// The program was executed.
     pub fn running(&mut self, key: &TaskKey, sandbox: PathBuf, unix_ms: u64) {
         if let Some(record) = self.records.get_mut(key) {

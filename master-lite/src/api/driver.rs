@@ -9,13 +9,13 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use bulkhead_proto::v1::{MasterMessage, SchedulerEvent, StopTaskRequest};
+use bulkhead_proto::v1::{Grant, MasterMessage, ResizeTaskRequest, SchedulerEvent, StopTaskRequest};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
 use super::session::Outbox;
 use crate::{
-    core::{Closing, Core, Effect, Event, Severity, StopError},
+    core::{Closing, Core, Effect, Event, ResizeError, Severity, StopError},
     ids::{RequestId, SessionId, UnixMs},
     metrics::Metrics,
 };
@@ -30,6 +30,7 @@ enum Input {
     Event(Event),
     Query(Query),
     Stop(StopTaskRequest, oneshot::Sender<Result<(), StopError>>),
+    Resize(ResizeTaskRequest, oneshot::Sender<Result<Grant, ResizeError>>),
     ShutDown,
 }
 
@@ -95,6 +96,16 @@ impl Handle {
         answer.await.map_err(|_| shutting_down())
     }
 
+    /// Gives a task another grant for an operator; waits for its agent.
+    pub(super) async fn resize_task(
+        &self,
+        resize: ResizeTaskRequest,
+    ) -> Result<Result<Grant, ResizeError>, Status> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Input::Resize(resize, reply)).await?;
+        answer.await.map_err(|_| shutting_down())
+    }
+
     /// Ends every session and the driver; later calls are answered with UNAVAILABLE.
     pub async fn shut_down(&self) {
         // An error means that the driver is gone already.
@@ -118,7 +129,8 @@ pub fn start(core: Core, metrics: Metrics, session_queue: usize) -> Handle {
         metrics,
         clock: Clock::new(),
         peers: HashMap::new(),
-        waiting: HashMap::new(),
+        stopping: HashMap::new(),
+        resizing: HashMap::new(),
         requests: 0,
     };
     tokio::spawn(driver.run(inputs));
@@ -160,7 +172,8 @@ struct Driver {
     metrics: Metrics,
     clock: Clock,
     peers: HashMap<SessionId, Peer>,
-    waiting: HashMap<RequestId, oneshot::Sender<Result<(), StopError>>>,
+    stopping: HashMap<RequestId, oneshot::Sender<Result<(), StopError>>>,
+    resizing: HashMap<RequestId, oneshot::Sender<Result<Grant, ResizeError>>>,
     requests: u64,
 }
 
@@ -181,15 +194,24 @@ impl Driver {
                 Input::Event(event) => self.step(event),
                 Input::Query(look) => look(&self.core),
                 Input::Stop(stop, reply) => {
-                    let request = RequestId(self.requests);
-                    self.requests += 1;
-                    self.waiting.insert(request, reply);
+                    let request = self.next_request();
+                    self.stopping.insert(request, reply);
                     self.step(Event::StopTask { request, stop });
+                }
+                Input::Resize(resize, reply) => {
+                    let request = self.next_request();
+                    self.resizing.insert(request, reply);
+                    self.step(Event::ResizeTask { request, resize });
                 }
                 Input::ShutDown => break,
             }
         }
         self.peers.into_values().for_each(|peer| peer.close(Some(shutting_down())));
+    }
+
+    fn next_request(&mut self) -> RequestId {
+        self.requests += 1;
+        RequestId(self.requests)
     }
 
     fn step(&mut self, event: Event) {
@@ -228,7 +250,13 @@ impl Driver {
             }
             Effect::Answer { request, result } => {
                 // The operator may have hung up.
-                self.waiting.remove(&request).map(|reply| reply.send(result));
+                self.stopping.remove(&request).map(|reply| reply.send(result));
+                None
+            }
+            Effect::ResizeAnswer { request, result } => {
+                if let Some(reply) = self.resizing.remove(&request) {
+                    drop(reply.send(result));
+                }
                 None
             }
             Effect::Log { severity: Severity::Info, text } => {

@@ -1,4 +1,4 @@
-//! `Operator`: questions about the cluster, and stopping a task.
+//! `Operator`: questions about the cluster, and stopping or resizing a task.
 
 use bulkhead_proto::v1::{
     ListAgentsRequest, ListAgentsResponse, ListFrameworksRequest, ListFrameworksResponse, ListOffersRequest,
@@ -8,7 +8,7 @@ use bulkhead_proto::v1::{
 use tonic::{Request, Response, Status};
 
 use super::driver::Handle;
-use crate::core::StopError;
+use crate::core::{ResizeError, StopError};
 
 pub(super) struct Service {
     driver: Handle,
@@ -59,19 +59,25 @@ impl Operator for Service {
         &self,
         request: Request<StopTaskRequest>,
     ) -> Result<Response<StopTaskResponse>, Status> {
-        match self.driver.stop_task(request.into_inner()).await? {
-            Ok(()) => Ok(Response::new(StopTaskResponse {})),
-            Err(problem @ StopError::NotFound { .. }) => Err(Status::not_found(problem.to_string())),
-            Err(problem @ StopError::Ambiguous { .. }) => {
-                Err(Status::failed_precondition(problem.to_string()))
-            }
-        }
+        let stopped = self.driver.stop_task(request.into_inner()).await?;
+        stopped.map(|()| Response::new(StopTaskResponse {})).map_err(|e| not_found(&e))
     }
 
     async fn resize_task(
         &self,
-        _request: Request<ResizeTaskRequest>,
+        request: Request<ResizeTaskRequest>,
     ) -> Result<Response<ResizeTaskResponse>, Status> {
-        Err(Status::unimplemented("this master resizes no tasks"))
+        match self.driver.resize_task(request.into_inner()).await? {
+            Ok(grant) => Ok(Response::new(ResizeTaskResponse { grant: Some(grant) })),
+            Err(ResizeError::Task(problem)) => Err(not_found(&problem)),
+            Err(refused) => Err(Status::failed_precondition(refused.to_string())),
+        }
+    }
+}
+
+fn not_found(problem: &StopError) -> Status {
+    match problem {
+        StopError::NotFound { .. } => Status::not_found(problem.to_string()),
+        StopError::Ambiguous { .. } => Status::failed_precondition(problem.to_string()),
     }
 }

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_proto::{
-    resources::PortSet,
+    resources::{PortSet, SCALARS},
     v1::{
         Accept, CallError, Grant, Launch, ResourceClass, Resources, TaskReason, TaskSpec, TaskState,
         TaskStatus, master_message, scheduler_event,
@@ -60,7 +60,11 @@ impl Core {
     }
 
     /// Takes the named offers off the books; the second part lists the ids that name none of this framework's.
-    fn take_offers(&mut self, framework: &FrameworkId, ids: &[String]) -> (Vec<Offer>, Vec<String>) {
+    pub(super) fn take_offers(
+        &mut self,
+        framework: &FrameworkId,
+        ids: &[String],
+    ) -> (Vec<Offer>, Vec<String>) {
         let (mut offers, mut gone) = (Vec::new(), Vec::new());
         for id in ids.iter().collect::<BTreeSet<_>>() {
             let is_ours = self.offers.get(id).is_some_and(|o| o.framework == *framework);
@@ -131,6 +135,7 @@ impl Core {
             },
             acked: 0,
             kill: None,
+            resizing: None,
             started: self.now,
             previous: earlier.and_then(|t| t.status.clone()),
         };
@@ -183,13 +188,13 @@ fn pots(offers: &[Offer], gone: &[String]) -> Result<Pots, Refusal> {
 }
 
 /// Says, kind by kind, what is wanted and what is left.
-fn shortage(wanted: &Resources, left: &Resources) -> String {
+pub(super) fn shortage(wanted: &Resources, left: &Resources) -> String {
     let mut short = Vec::new();
-    if wanted.cpu_milli > left.cpu_milli {
-        short.push(format!("{} milli-CPU of {} left", wanted.cpu_milli, left.cpu_milli));
-    }
-    if wanted.mem_bytes > left.mem_bytes {
-        short.push(format!("{} bytes of memory of {} left", wanted.mem_bytes, left.mem_bytes));
+    for kind in &SCALARS {
+        let (wanted, left) = ((kind.get)(wanted), (kind.get)(left));
+        if wanted > left {
+            short.push(format!("{wanted} {} of {left} left", kind.unit));
+        }
     }
     let missing = wanted.saturating_sub(left).port_set().unwrap_or_default();
     if !missing.is_empty() {

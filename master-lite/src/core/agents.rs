@@ -105,6 +105,7 @@ impl Core {
         match known_here {
             Some(true) => {
                 self.hold_if_live(agent, &key, task, &status);
+                self.resume_resize(&key, spec.grant);
                 self.task_status(agent, status);
                 self.repeat_kill(&key);
             }
@@ -125,6 +126,7 @@ impl Core {
             status: before,
             acked: 0,
             kill: None,
+            resizing: None,
             started: UnixMs(task.started_unix_ms),
             previous: None,
         };
@@ -174,7 +176,8 @@ impl Core {
         let Some(agent) = self.inventory.agent_of(session).cloned() else { return };
         self.inventory.heard(&agent, self.now);
         match message {
-            agent_message::Message::Heartbeat(_) | agent_message::Message::Resized(_) => {}
+            agent_message::Message::Heartbeat(_) => {}
+            agent_message::Message::Resized(answer) => self.agent_resized(&agent, answer),
             agent_message::Message::Report(report) => self.agent_reports(&agent, &report),
             agent_message::Message::Status(status) => self.task_status(&agent, status),
             agent_message::Message::Register(_) => {
@@ -197,16 +200,16 @@ impl Core {
 
     fn take_in(&mut self, agent: &AgentId, report: &ResourceReport) {
         if self.ledger.report(agent, report) {
-            self.fit_offers(agent);
+            self.fit_offers(agent, "the agent has less to offer now");
             self.to_offer.insert(agent.clone());
         }
     }
 
-    /// Takes back the offers that a smaller capacity or a larger reserve leaves no room for.
-    fn fit_offers(&mut self, agent: &AgentId) {
+    /// Takes back the offers that a smaller capacity, a larger reserve or a larger grant leaves no room for.
+    pub(super) fn fit_offers(&mut self, agent: &AgentId, why: &str) {
         let Some(book) = self.ledger.book(agent) else { return };
         let overdrawn = book.overdrawn(self.offers.of_agent(agent));
-        self.rescind(overdrawn, "the agent has less to offer now");
+        self.rescind(overdrawn, why);
     }
 
     /// The stream is gone; the tasks are believed to run on until the agent timeout is over.

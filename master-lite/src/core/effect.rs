@@ -1,6 +1,6 @@
 //! What the core wants done.
 
-use bulkhead_proto::v1::{master_message, scheduler_event};
+use bulkhead_proto::v1::{Grant, master_message, scheduler_event};
 
 use crate::ids::{RequestId, SessionId};
 
@@ -35,6 +35,13 @@ pub enum Effect {
         /// Whether the task is being stopped.
         result: Result<(), StopError>,
     },
+    /// Answer an operator's [`ResizeTask`](super::Event::ResizeTask).
+    ResizeAnswer {
+        /// Which call.
+        request: RequestId,
+        /// What the task holds now.
+        result: Result<Grant, ResizeError>,
+    },
     /// Tell whoever reads the master's log.
     Log {
         /// How much it matters.
@@ -59,7 +66,18 @@ pub enum Closing {
     Silent(String),
 }
 
-/// Why a task cannot be stopped.
+/// Why a task was not resized.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResizeError {
+    /// There is not exactly one such task.
+    #[error(transparent)]
+    Task(#[from] StopError),
+    /// It keeps the grant that it had.
+    #[error("not resized: {0}")]
+    Refused(String),
+}
+
+/// Why a task cannot be found.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StopError {
     /// No live task has the id.
@@ -71,7 +89,7 @@ pub enum StopError {
         hint: String,
     },
     /// Several frameworks have a live task of this id.
-    #[error("task id {task:?} is used by frameworks {frameworks}; name the one whose task to stop")]
+    #[error("task id {task:?} is used by frameworks {frameworks}; name the framework, too")]
     Ambiguous {
         /// The id that was asked for.
         task: String,

@@ -1,6 +1,8 @@
 //! What can happen to the master.
 
-use bulkhead_proto::v1::{FrameworkInfo, Register, StopTaskRequest, agent_message, scheduler_call};
+use bulkhead_proto::v1::{
+    FrameworkInfo, Register, ResizeTaskRequest, StopTaskRequest, agent_message, scheduler_call,
+};
 
 use crate::ids::{RequestId, SessionId};
 
@@ -47,6 +49,13 @@ pub enum Event {
         request: RequestId,
         /// What to stop.
         stop: StopTaskRequest,
+    },
+    /// An operator gives a task another grant.
+    ResizeTask {
+        /// Which call waits for [`Effect::ResizeAnswer`](super::Effect::ResizeAnswer).
+        request: RequestId,
+        /// Which task, and what it is to hold.
+        resize: ResizeTaskRequest,
     },
     /// Nothing but time has passed.
     Tick,

@@ -118,10 +118,7 @@ impl Core {
                 self.close(session, Closing::Done);
                 self.detach(&id);
             }
-            Call::Resize(_) => {
-                let message = "this master resizes no tasks".to_owned();
-                self.tell_framework(&id, scheduler_event::Event::Error(CallError { message }));
-            }
+            Call::Resize(resize) => self.resize_for_framework(&id, &resize),
             Call::Revive(_) => {
                 self.frameworks.get_mut(&id).into_iter().for_each(|f| f.forget_refusals(None));
                 self.offer_everything();

@@ -25,6 +25,8 @@ pub struct Counters {
     pub offers_rescinded: u64,
     /// Tasks sent to agents.
     pub tasks_launched: u64,
+    /// Running tasks that were given another grant.
+    pub tasks_resized: u64,
     /// Tasks that reached their last state, by that state.
     pub tasks_ended: BTreeMap<TaskState, u64>,
 }

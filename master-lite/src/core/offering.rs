@@ -73,10 +73,7 @@ impl Core {
     fn make_offer(&mut self, allocation: Allocation) -> Option<(FrameworkId, v1::Offer)> {
         let Allocation { framework, agent, class, resources } = allocation;
         let free = self.ledger.book(&agent)?.parts().free;
-        let available = match class {
-            ResourceClass::Revocable => Resources { cpu_milli: free.revocable_cpu_milli, ..free.pool },
-            _ => free.pool,
-        };
+        let available = free.of_class(class);
         let known = self.inventory.get(&agent)?;
         let (info, enforced) = (known.info.clone(), known.report.enforced);
         let to = self.frameworks.get_mut(&framework).filter(|f| f.session().is_some())?;

@@ -76,6 +76,7 @@ impl Core {
     /// What the task held is free from this moment on.
     fn task_ended(&mut self, agent: &AgentId, key: &TaskKey, state: TaskState) {
         self.counters.ended(state);
+        self.end_resize(key);
         self.ledger.release_grant(agent, key);
         self.to_offer.insert(agent.clone());
     }
@@ -220,7 +221,7 @@ impl Core {
     }
 
     pub(super) fn stop_task(&mut self, request: RequestId, stop: &StopTaskRequest) {
-        let result = self.find_to_stop(stop).map(|key| {
+        let result = self.find_live(&stop.task_id, &stop.framework_id).map(|key| {
             self.log(Severity::Info, format!("task {key} is stopped by an operator"));
             self.order_kill(
                 &key,
@@ -230,22 +231,20 @@ impl Core {
         self.effects.push(Effect::Answer { request, result });
     }
 
-    fn find_to_stop(&self, stop: &StopTaskRequest) -> Result<TaskKey, StopError> {
+    /// The one live task of this id, and of this framework where one is named.
+    pub(super) fn find_live(&self, task_id: &str, framework_id: &str) -> Result<TaskKey, StopError> {
         let named = |key: &TaskKey| {
-            key.task.as_str() == stop.task_id
-                && (stop.framework_id.is_empty() || key.framework.as_str() == stop.framework_id)
+            key.task.as_str() == task_id
+                && (framework_id.is_empty() || key.framework.as_str() == framework_id)
         };
-        let task = || stop.task_id.clone();
+        let task = || task_id.to_owned();
         let live: Vec<_> =
             self.tasks.iter().filter(|(k, r)| named(k) && !r.ended()).map(|(k, _)| k).collect();
         match live.as_slice() {
             [one] => Ok((*one).clone()),
             [] => {
                 let ended = self.tasks.iter().any(|(k, _)| named(k))
-                    || self
-                        .tasks
-                        .history()
-                        .any(|t| t.spec.as_ref().is_some_and(|s| s.task_id == stop.task_id));
+                    || self.tasks.history().any(|t| t.spec.as_ref().is_some_and(|s| s.task_id == task_id));
                 let hint =
                     if ended { "; it has ended already" } else { "; list the live ones with ListTasks" };
                 Err(StopError::NotFound { task: task(), hint: hint.to_owned() })

@@ -36,7 +36,8 @@ pub fn check_spec(spec: &TaskSpec) -> Result<(ResourceClass, Resources), Refusal
 
 fn check_command(spec: &TaskSpec) -> Result<(), String> {
     check_id(&spec.task_id).map_err(|problem| format!("the task id {problem}"))?;
-    if spec.argv.first().is_none_or(String::is_empty) {
+    // An image may bring its own command.
+    if spec.argv.first().map_or_else(|| spec.image.is_none(), String::is_empty) {
         return Err("the command is empty; put the program to run first into argv".to_owned());
     }
     let environment = spec.env.iter().flat_map(|(k, v)| [k, v]);
@@ -57,7 +58,11 @@ fn check_command(spec: &TaskSpec) -> Result<(), String> {
     Ok(())
 }
 
-fn check_grant(grant: Option<&Grant>) -> Result<(ResourceClass, Resources), String> {
+/// The class of a grant, and its resources with ports in normal form.
+///
+/// # Errors
+/// What is wrong with it, and what to do.
+pub fn check_grant(grant: Option<&Grant>) -> Result<(ResourceClass, Resources), String> {
     let Some(Grant { resources: Some(resources), class, .. }) = grant else {
         return Err("the task names no resources; put into its grant what it takes from the offer".to_owned());
     };

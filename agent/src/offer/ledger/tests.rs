@@ -28,37 +28,38 @@ fn node() -> Ledger {
 fn a_grant_is_free_again_when_the_task_ends() {
     let mut ledger = node();
     let before = ledger.report();
-    ledger.admit(key("a"), grant(Class::Guaranteed, 1000, GIB, "31002")).unwrap();
+    ledger.admit(key("a"), &grant(Class::Guaranteed, 1000, GIB, "31002")).unwrap();
     let during = ledger.report();
     assert_eq!(during.free, Some(resources(2500, 2 * GIB, "31000-31001,31003-31009")));
-    assert!(ledger.release(&key("a")).is_some());
+    ledger.release(&key("a"));
     assert_eq!(ledger.report(), before);
-    assert_eq!(ledger.release(&key("a")), None);
+    ledger.release(&key("a"));
+    assert_eq!(ledger.report(), before, "a task ends once");
 }
 
 #[test]
 fn the_floor_is_never_granted() {
     let mut ledger = node();
-    let refusal = ledger.admit(key("a"), grant(Class::Guaranteed, 3501, GIB, "")).unwrap_err();
+    let refusal = ledger.admit(key("a"), &grant(Class::Guaranteed, 3501, GIB, "")).unwrap_err();
     assert_eq!(refusal, Refusal::TooMuch { asked: 3501, left: 3500, unit: "thousandths of a CPU" });
-    ledger.admit(key("a"), grant(Class::Guaranteed, 3500, 3 * GIB, "")).unwrap();
+    ledger.admit(key("a"), &grant(Class::Guaranteed, 3500, 3 * GIB, "")).unwrap();
 }
 
 #[test]
 fn a_port_has_one_owner() {
     let mut ledger = node();
-    ledger.admit(key("a"), grant(Class::Guaranteed, 10, GIB, "31000-31001")).unwrap();
-    let refusal = ledger.admit(key("b"), grant(Class::Guaranteed, 10, GIB, "31001-31002")).unwrap_err();
+    ledger.admit(key("a"), &grant(Class::Guaranteed, 10, GIB, "31000-31001")).unwrap();
+    let refusal = ledger.admit(key("b"), &grant(Class::Guaranteed, 10, GIB, "31001-31002")).unwrap_err();
     assert_eq!(refusal, Refusal::Ports(set("31001")));
-    let outside = ledger.admit(key("b"), grant(Class::Guaranteed, 10, GIB, "8080")).unwrap_err();
+    let outside = ledger.admit(key("b"), &grant(Class::Guaranteed, 10, GIB, "8080")).unwrap_err();
     assert_eq!(outside, Refusal::Ports(set("8080")));
 }
 
 #[test]
 fn a_task_is_booked_once() {
     let mut ledger = node();
-    ledger.admit(key("a"), grant(Class::Guaranteed, 10, GIB, "")).unwrap();
-    let again = ledger.admit(key("a"), grant(Class::Guaranteed, 10, GIB, ""));
+    ledger.admit(key("a"), &grant(Class::Guaranteed, 10, GIB, "")).unwrap();
+    let again = ledger.admit(key("a"), &grant(Class::Guaranteed, 10, GIB, ""));
     assert_eq!(again, Err(Refusal::Duplicate("f".into(), "a".into())));
 }
 
@@ -68,7 +69,7 @@ fn strangers_shrink_the_offer_and_not_a_promise() {
     ledger.observe(resources(3900, GIB, "31005"), 0);
     assert_eq!(ledger.report().free, Some(resources(100, 3 * GIB, "31000-31004,31006-31009")));
     // Accepted from an offer made before the strangers came.
-    ledger.admit(key("a"), grant(Class::Guaranteed, 3000, GIB, "")).unwrap();
+    ledger.admit(key("a"), &grant(Class::Guaranteed, 3000, GIB, "")).unwrap();
     let report = ledger.report();
     assert_eq!(report.free.unwrap().cpu_milli, 0);
     assert_eq!(report.reserve.unwrap().cpu_milli, 1000);
@@ -78,8 +79,8 @@ fn strangers_shrink_the_offer_and_not_a_promise() {
 fn revocable_cpu_is_lent_apart_and_memory_is_not() {
     let mut ledger = node();
     ledger.observe(Resources::default(), 2000);
-    ledger.admit(key("r"), grant(Class::Revocable, 2000, GIB, "")).unwrap();
-    let refusal = ledger.admit(key("s"), grant(Class::Revocable, 1, GIB, "")).unwrap_err();
+    ledger.admit(key("r"), &grant(Class::Revocable, 2000, GIB, "")).unwrap();
+    let refusal = ledger.admit(key("s"), &grant(Class::Revocable, 1, GIB, "")).unwrap_err();
     assert!(matches!(refusal, Refusal::TooMuch { left: 0, .. }));
     let report = ledger.report();
     assert_eq!(report.free, Some(resources(3500, 2 * GIB, "31000-31009")));
@@ -89,7 +90,7 @@ fn revocable_cpu_is_lent_apart_and_memory_is_not() {
 #[test]
 fn a_closed_node_offers_nothing_and_keeps_its_promises() {
     let mut ledger = node();
-    ledger.admit(key("a"), grant(Class::Guaranteed, 1000, GIB, "31002")).unwrap();
+    ledger.admit(key("a"), &grant(Class::Guaranteed, 1000, GIB, "31002")).unwrap();
     let open = ledger.report();
     ledger.close(true);
     let report = ledger.report();
@@ -99,9 +100,28 @@ fn a_closed_node_offers_nothing_and_keeps_its_promises() {
     assert_eq!(ledger.report(), open);
 }
 
+#[test]
+fn a_resize_books_the_larger_grant_until_it_is_settled() {
+    let mut ledger = node();
+    ledger.admit(key("a"), &grant(Class::Guaranteed, 1000, 2 * GIB, "31002")).unwrap();
+    let other = grant(Class::Guaranteed, 2000, GIB, "31003");
+    ledger.stretch(&key("a"), &other).unwrap();
+    assert_eq!(ledger.report().allocated, Some(resources(2000, 2 * GIB, "31002-31003")));
+    ledger.settle(&key("a"), &other);
+    assert_eq!(ledger.report().allocated, Some(resources(2000, GIB, "31003")));
+    let too_much = grant(Class::Guaranteed, 3501, GIB, "31003");
+    let refusal = ledger.stretch(&key("a"), &too_much).unwrap_err();
+    assert_eq!(refusal, Refusal::TooMuch { asked: 1501, left: 1500, unit: "thousandths of a CPU" });
+    assert_eq!(ledger.report().allocated, Some(resources(2000, GIB, "31003")));
+    ledger.release(&key("a"));
+    assert!(ledger.report().allocated.unwrap().is_empty());
+}
+
 #[derive(Clone, Debug)]
 enum Move {
     Admit(u8, Grant),
+    Stretch(u8, Grant),
+    Settle(u8, Grant),
     Release(u8),
     Observe(Resources, u64),
 }
@@ -116,6 +136,8 @@ fn any_grant() -> impl Strategy<Value = Grant> {
 fn any_move() -> impl Strategy<Value = Move> {
     prop_oneof![
         3 => (any::<u8>(), any_grant()).prop_map(|(task, grant)| Move::Admit(task % 8, grant)),
+        2 => (any::<u8>(), any_grant()).prop_map(|(task, grant)| Move::Stretch(task % 8, grant)),
+        2 => any::<u8>().prop_map(|task| Move::Settle(task % 8, grant(Class::Guaranteed, 10, 1, ""))),
         2 => any::<u8>().prop_map(|task| Move::Release(task % 8)),
         1 => (0..6000u64, 0..6 * GIB, 31_000..31_009u16, 0..9000u64)
             .prop_map(|(cpu, mem, port, lent)| Move::Observe(resources(cpu, mem, &port.to_string()), lent)),
@@ -128,8 +150,10 @@ proptest! {
         let mut ledger = node();
         for step in moves {
             match step {
-                Move::Admit(task, grant) => drop(ledger.admit(key(&task.to_string()), grant)),
-                Move::Release(task) => drop(ledger.release(&key(&task.to_string()))),
+                Move::Admit(task, grant) => drop(ledger.admit(key(&task.to_string()), &grant)),
+                Move::Stretch(task, grant) => drop(ledger.stretch(&key(&task.to_string()), &grant)),
+                Move::Settle(task, grant) => ledger.settle(&key(&task.to_string()), &grant),
+                Move::Release(task) => ledger.release(&key(&task.to_string())),
                 Move::Observe(strangers, lent) => ledger.observe(strangers, lent),
             }
             let report = ledger.report();

@@ -4,6 +4,7 @@ mod agents;
 mod frameworks;
 mod offers;
 mod properties;
+mod resizing;
 mod statuses;
 
 use bulkhead_proto::v1::{

@@ -98,9 +98,11 @@ fn a_task_that_does_not_fit_says_by_how_much_and_does_not_stop_the_next() {
     world.accept(framework, &[&offer], vec![task("small", 3_000, GB), big, task("last", 1_000, GB)]);
     let update = world.one_update(framework);
     assert_eq!((update.task_id.as_str(), update.reason()), ("big", TaskReason::ExceedsOffer));
-    for part in
-        ["5000 milli-CPU of 1000", &format!("{} bytes of memory of {}", 5 * GB, 3 * GB), "31010-31012"]
-    {
+    for part in [
+        "5000 thousandths of a CPU of 1000",
+        &format!("{} bytes of memory of {} left", 5 * GB, 3 * GB),
+        "31010-31012",
+    ] {
         assert!(update.message.contains(part), "{part}: {}", update.message);
     }
     let launched: Vec<_> = world.launches(agent).into_iter().map(|l| l.task.unwrap().task_id).collect();

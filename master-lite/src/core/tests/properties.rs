@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bulkhead_proto::v1::{Detach, Revive, StopTaskRequest, Subscribe, Teardown};
+use bulkhead_proto::v1::{
+    Detach, ResizeTask, ResizeTaskRequest, Resized, Revive, StopTaskRequest, Subscribe, Teardown,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -131,6 +133,17 @@ enum Act {
     Acknowledges {
         pick: usize,
     },
+    /// An operator, or the framework with an offer, resizes a task.
+    Resizes {
+        pick: usize,
+        grant: Resources,
+        offer: Option<usize>,
+    },
+    /// An agent answers the resize of one of its tasks.
+    Resized {
+        pick: usize,
+        done: bool,
+    },
     Waits(u64),
 }
 
@@ -157,6 +170,9 @@ fn any_act() -> impl Strategy<Value = Act> {
             let stop = StopTaskRequest { task_id, framework_id, grace_ms: 0 };
             Act::Happens(Event::StopTask { request: RequestId(0), stop })
         }),
+        12 => (0usize..2, (0u64..900, 0u64..900).prop_map(|(c, m)| resources(c, m)), prop::option::of(0usize..3))
+            .prop_map(|(pick, grant, offer)| Act::Resizes { pick, grant, offer }),
+        12 => (0usize..2, prop::bool::weighted(0.8)).prop_map(|(pick, done)| Act::Resized { pick, done }),
         3 => (0u64..40_000).prop_map(Act::Waits),
     ]
 }
@@ -194,6 +210,8 @@ impl Life {
             Act::Answers { picks, accept, tasks, refuse_ms } => self.answer(&picks, accept, tasks, refuse_ms),
             Act::Tells { pick, state, after } => self.tell(pick, state, after),
             Act::Acknowledges { pick } => self.acknowledge(pick),
+            Act::Resizes { pick, grant, offer } => self.resize(pick, grant, offer),
+            Act::Resized { pick, done } => self.resized(pick, done),
             Act::Waits(ms) => {
                 self.now = self.now.after_ms(ms);
                 Event::Tick
@@ -222,6 +240,36 @@ impl Life {
         let sequence = record.status.sequence.saturating_add(after);
         let status = status(key.framework.as_str(), key.task.as_str(), TaskState::Staging, sequence);
         let message = agent_message::Message::Status(TaskStatus { state, ..status });
+        Event::AgentSaid { session, message }
+    }
+
+    fn resize(&self, pick: usize, resources: Resources, offer: Option<usize>) -> Event {
+        let mut live = self.core.tasks.iter().filter(|(_, r)| !r.ended());
+        let Some((key, record)) = live.nth(pick) else { return Event::Tick };
+        let class = record.spec.grant.as_ref().map_or(1, |g| g.class);
+        let grant = Some(Grant { resources: Some(resources), class, ..Grant::default() });
+        let task_id = key.task.as_str().to_owned();
+        let Some(offer) = offer else {
+            let resize = ResizeTaskRequest { task_id, framework_id: String::new(), grant };
+            return Event::ResizeTask { request: RequestId(1), resize };
+        };
+        let offer_ids = self.core.offers.iter().nth(offer).map(|o| (&o.id).into()).into_iter().collect();
+        let owner = self.core.frameworks.get(&key.framework).and_then(|f| f.session());
+        let call = Call::Resize(ResizeTask { task_id, grant, offer_ids });
+        Event::Call { session: owner.unwrap_or(SessionId(SESSIONS)), call }
+    }
+
+    fn resized(&self, pick: usize, done: bool) -> Event {
+        let mut waiting = self.core.tasks.iter().filter_map(|(k, r)| Some((k, r, r.resizing.as_ref()?)));
+        let Some((key, record, resizing)) = waiting.nth(pick) else { return Event::Tick };
+        let Some(session) = self.core.inventory.session_of(&record.agent) else { return Event::Tick };
+        let message = agent_message::Message::Resized(Resized {
+            framework_id: key.framework.as_str().to_owned(),
+            task_id: key.task.as_str().to_owned(),
+            request: resizing.number(),
+            grant: if done { Some(resizing.wanted().clone()) } else { record.spec.grant.clone() },
+            refusal: if done { String::new() } else { "no".to_owned() },
+        });
         Event::AgentSaid { session, message }
     }
 
@@ -348,6 +396,7 @@ fn books_balance_and_tasks_end_once() {
         seen.offers_declined += counters.offers_declined;
         seen.offers_rescinded += counters.offers_rescinded;
         seen.tasks_launched += counters.tasks_launched;
+        seen.tasks_resized += counters.tasks_resized;
         counters.tasks_ended.iter().for_each(|(state, n)| *seen.tasks_ended.entry(*state).or_default() += n);
         Ok(())
     };
@@ -356,10 +405,17 @@ fn books_balance_and_tasks_end_once() {
         .unwrap_or_else(|e| panic!("{e}"));
     // Stories in which nothing happens prove nothing.
     let seen = seen.into_inner();
-    let Counters { offers_sent, offers_accepted, offers_declined, offers_rescinded, tasks_launched, .. } =
-        seen;
+    let Counters {
+        offers_sent,
+        offers_accepted,
+        offers_declined,
+        offers_rescinded,
+        tasks_launched,
+        tasks_resized,
+        ..
+    } = seen;
     let counts = [offers_sent, offers_accepted, offers_declined, offers_rescinded, tasks_launched];
-    assert!(counts.iter().all(|n| *n > 100), "{seen:?}");
+    assert!(counts.iter().all(|n| *n > 100) && tasks_resized > 20, "{seen:?}");
     assert!(seen.tasks_ended.len() >= 5 && seen.tasks_ended.values().all(|n| *n > 20), "{seen:?}");
 }
 
