@@ -7,9 +7,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bulkhead_proto::v1::{
-    self, Accept, AcknowledgeStatus, Decline, FrameworkInfo, KillTask, Offer, Reconcile, ResourceClass,
-    Resources, Revive, SchedulerCall, SchedulerEvent, Subscribe, TaskSpec, TaskState, TaskStatus, Teardown,
-    scheduler_call::Call, scheduler_client::SchedulerClient, scheduler_event::Event,
+    self, Accept, AcknowledgeStatus, Decline, FrameworkInfo, Grant, KillTask, Offer, Reconcile, ResizeTask,
+    ResourceClass, Resources, Revive, SchedulerCall, SchedulerEvent, Subscribe, TaskResized, TaskSpec,
+    TaskState, TaskStatus, Teardown, scheduler_call::Call, scheduler_client::SchedulerClient,
+    scheduler_event::Event,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -62,6 +63,7 @@ struct State {
     statuses: Vec<Seen>,
     errors: Vec<String>,
     rescinded: Vec<String>,
+    resized: Vec<TaskResized>,
     /// Everything, for a test that fails.
     log: Vec<String>,
     closed: bool,
@@ -158,9 +160,8 @@ impl Framework {
     /// # Errors
     /// When no such offer comes.
     pub async fn launch(&self, task: Task) -> Result<()> {
-        let grant = task.spec().grant.clone().unwrap_or_default();
-        let wanted = grant.resources.clone().unwrap_or_default();
-        let offers = self.offers_for(grant.class(), &wanted).await?;
+        let class = task.spec().grant.as_ref().map(Grant::class).unwrap_or_default();
+        let offers = self.offers_for(class, &task.wanted()).await?;
         self.accept(&offers, [task]).await
     }
 
@@ -242,6 +243,24 @@ impl Framework {
     /// When the stream has ended.
     pub async fn kill(&self, task: &str, grace_ms: u64) -> Result<()> {
         self.send(Call::Kill(KillTask { task_id: task.to_owned(), grace_ms })).await
+    }
+
+    /// Gives a running task the grant of `after`, paid for with offers where it grows, and waits for the answer.
+    ///
+    /// # Errors
+    /// When no offer or no answer comes; a refusal is in the answer.
+    pub async fn resize(&self, before: &Task, after: &Task) -> Result<TaskResized> {
+        let grant = after.spec().grant.clone().unwrap_or_default();
+        let growth = after.wanted().saturating_sub(&before.wanted());
+        let offers =
+            if growth.is_empty() { Vec::new() } else { self.offers_for(grant.class(), &growth).await? };
+        let task_id = after.id().to_owned();
+        self.send(Call::Resize(ResizeTask { task_id, grant: Some(grant), offer_ids: ids(&offers) })).await?;
+        self.wait_for("the answer to a resize", |state| {
+            let answer = state.resized.iter().position(|r| r.task_id == after.id())?;
+            Some(state.resized.remove(answer))
+        })
+        .await
     }
 
     /// Acknowledges a status.
@@ -410,7 +429,8 @@ fn note(state: &mut State, event: Event, acknowledge: bool) -> Option<Call> {
             }
         }
         Event::Error(error) => state.errors.push(error.message),
-        Event::Subscribed(_) | Event::Heartbeat(_) | Event::Resized(_) => {}
+        Event::Resized(resized) => state.resized.push(resized),
+        Event::Subscribed(_) | Event::Heartbeat(_) => {}
     }
     None
 }

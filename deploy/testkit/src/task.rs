@@ -94,6 +94,25 @@ impl Task {
         self
     }
 
+    /// Changes anything else about the grant.
+    #[must_use]
+    pub fn granted(mut self, change: impl FnOnce(&mut Grant)) -> Self {
+        change(self.grant());
+        self
+    }
+
+    /// Changes anything else.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut TaskSpec)) -> Self {
+        change(&mut self.0);
+        self
+    }
+
+    /// What it takes of an offer.
+    pub fn wanted(&self) -> Resources {
+        self.0.grant.as_ref().and_then(|g| g.resources.clone()).unwrap_or_default()
+    }
+
     /// A variable.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {

@@ -10,6 +10,7 @@ mod memory;
 mod pids;
 #[path = "../local/ports.rs"]
 mod ports;
+mod resize;
 mod traces;
 
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         ports::tests(),
         kill::tests(),
         books::tests(),
+        resize::tests(),
         traces::tests(),
     ];
     harness::run(unfit, tests.into_iter().flatten().collect(), || harness::block_on(CLUSTER.finish()))
