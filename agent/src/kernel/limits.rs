@@ -4,6 +4,8 @@ use std::{io, sync::OnceLock};
 
 use nix::errno::Errno;
 
+use super::spawn::ChildStep;
+
 static INHERITED: OnceLock<libc::rlimit> = OnceLock::new();
 
 /// Raises the soft limit of open files to the hard one, once. Programs that are started later get the limit
@@ -22,7 +24,9 @@ pub fn raise_open_files() -> io::Result<()> {
     Ok(())
 }
 
-/// The limit that the agent was started with, where it was raised since.
-pub(super) fn inherited_open_files() -> Option<libc::rlimit> {
-    INHERITED.get().copied()
+/// Gives a program the limit that the agent was started with, where it was raised since.
+pub fn inherited_open_files() -> Option<ChildStep<'static>> {
+    let limit = INHERITED.get()?;
+    let (resource, name) = (libc::RLIMIT_NOFILE, "nofile");
+    Some(ChildStep::Limit { resource, name, soft: limit.rlim_cur, hard: limit.rlim_max })
 }

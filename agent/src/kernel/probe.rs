@@ -165,15 +165,12 @@ fn clone_into(cgroup: &Cgroup) -> Result<String, String> {
         programs: vec![c"/nonexistent/bulkhead-probe".to_owned()],
         argv: vec![c"probe".to_owned()],
         env: Vec::new(),
-        cwd: c"/".to_owned(),
-        stdin: null.as_fd(),
-        stdout: null.as_fd(),
-        stderr: null.as_fd(),
+        steps: vec![spawn::ChildStep::Session, spawn::ChildStep::Streams([null.as_fd(); 3])],
+        namespaces: spawn::Namespaces::default(),
         cgroup: dir.as_fd(),
-        identity: None,
     };
     match spawn::spawn(&command) {
-        Err(error) if error.child_errno() == Some((spawn::Step::Exec, nix::errno::Errno::ENOENT)) => {
+        Err(error) if error.exec_errno() == Some(nix::errno::Errno::ENOENT) => {
             Ok("clone3 with CLONE_INTO_CGROUP and CLONE_PIDFD".to_owned())
         }
         Err(error) => Err(crate::error_chain(&error)),

@@ -24,8 +24,9 @@ use crate::{
     kernel::{
         bpf::ExitRecords,
         cgroupfs::{Cgroup, CgroupError},
+        limits,
         pidfd::Watched,
-        spawn::{self, SpawnError, Step},
+        spawn::{self, ChildStep, Namespaces, SpawnError},
     },
     user::{self, UserError},
 };
@@ -78,9 +79,9 @@ impl LaunchError {
         match self {
             Self::User(UserError::Root(_)) => TaskReason::UserNotAllowed,
             Self::User(_) => TaskReason::UserUnknown,
-            Self::Spawn { source, .. } => match source.child_errno() {
-                Some((Step::Exec, Errno::ENOENT | Errno::ENOTDIR)) => TaskReason::CommandNotFound,
-                Some((Step::Exec, Errno::EACCES | Errno::ENOEXEC)) => TaskReason::CommandNotExecutable,
+            Self::Spawn { source, .. } => match source.exec_errno() {
+                Some(Errno::ENOENT | Errno::ENOTDIR) => TaskReason::CommandNotFound,
+                Some(Errno::EACCES | Errno::ENOEXEC) => TaskReason::CommandNotExecutable,
                 _ => TaskReason::LaunchFailed,
             },
             _ => TaskReason::LaunchFailed,
@@ -242,16 +243,25 @@ impl Prepared {
         let stderr = Sandbox::open_output(&self.sandbox.stderr(), owner)?;
         let cgroup = self.cgroup.cgroup.open_dir()?;
         let failed = |source| LaunchError::Spawn { program: self.program(), source };
+        let cwd = CString::new(self.sandbox.work().as_os_str().as_bytes()).map_err(|e| failed(e.into()))?;
+        let mut steps = vec![
+            ChildStep::Session,
+            ChildStep::Streams([null.as_fd(), stdout.as_fd(), stderr.as_fd()]),
+            ChildStep::Directory(cwd),
+        ];
+        steps.extend(limits::inherited_open_files());
+        if self.identity.uid != 0 {
+            // No setuid program lends a task what its user has not.
+            steps.push(ChildStep::NoNewPrivileges);
+        }
+        steps.extend([ChildStep::Identity(self.identity.clone()), ChildStep::Signals]);
         let command = spawn::Command {
+            cgroup: cgroup.as_fd(),
+            namespaces: Namespaces::default(),
+            steps,
             programs: self.plan.programs.clone(),
             argv: self.plan.argv.clone(),
             env: self.environment().map_err(failed)?,
-            cwd: CString::new(self.sandbox.work().as_os_str().as_bytes()).map_err(|e| failed(e.into()))?,
-            stdin: null.as_fd(),
-            stdout: stdout.as_fd(),
-            stderr: stderr.as_fd(),
-            cgroup: cgroup.as_fd(),
-            identity: Some(self.identity.clone()),
         };
         let spawned = spawn::spawn(&command).map_err(failed)?;
         if let Some(Err(error)) = self.launcher.exits.as_ref().map(|e| e.watch(self.cgroup.id, spawned.pid)) {
