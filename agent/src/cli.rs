@@ -104,10 +104,13 @@ struct Settings {
     /// Memory that is never offered [default: 256MiB]
     #[arg(long, value_name = "SIZE", global = true)]
     reserve_mem: Option<ByteSize>,
+    /// Disk that is never offered, besides what others use of it [default: 1GiB]
+    #[arg(long, value_name = "SIZE", global = true)]
+    reserve_disk: Option<ByteSize>,
     /// Hold back what everything that is not a task is measured to use [default: true]
     #[arg(long, value_name = "BOOL", global = true)]
     measure_strangers: Option<bool>,
-    /// Offer these kinds (cpu,mem,pids,ports) even where this kernel cannot enforce them
+    /// Offer these kinds (cpu,mem,pids,ports,disk) even where this kernel cannot enforce them
     #[arg(long, value_name = "KINDS", value_delimiter = ',', global = true)]
     allow_unenforced: Vec<String>,
     /// Whom tasks run as that name no user [default: nobody]
@@ -142,6 +145,7 @@ impl Settings {
             mem,
             reserve_cpu_milli,
             reserve_mem,
+            reserve_disk,
             measure_strangers,
             task_user
         );
@@ -166,7 +170,7 @@ impl Cli {
             .init();
         match self.command {
             None => serve(self.settings.resolve()?),
-            Some(Command::Probe { json }) => probe(json),
+            Some(Command::Probe { json }) => probe(&self.settings.resolve()?, json),
             Some(Command::Cleanup) => {
                 runtime()?.block_on(node::cleanup(&self.settings.resolve()?))?;
                 Ok(ExitCode::SUCCESS)
@@ -210,8 +214,8 @@ fn serve(config: Config) -> Result<ExitCode> {
 }
 
 #[expect(clippy::print_stdout, reason = "the output of this subcommand")]
-fn probe(json: bool) -> Result<ExitCode> {
-    let features = Features::probe();
+fn probe(config: &Config, json: bool) -> Result<ExitCode> {
+    let features = Features::probe(&config.work_dir);
     if json {
         println!("{}", serde_json::to_string_pretty(&features)?);
         return Ok(ExitCode::SUCCESS);

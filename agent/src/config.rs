@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     net::SocketAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,6 +12,8 @@ use std::{
 use bulkhead_proto::resources::PortSet;
 use bytesize::ByteSize;
 use serde::Deserialize;
+
+use crate::grant::MIN_DISK_BYTES;
 
 /// Everything that can be set in the file. Most of it has a flag of the same name, with dashes.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
@@ -43,9 +46,14 @@ pub struct Config {
     pub reserve_cpu_milli: u64,
     /// Memory that is never offered: kernel, system services, page cache to breathe.
     pub reserve_mem: ByteSize,
+    /// Disk that is never offered, on top of what others use of it: journal, logs, a metadata block here and there.
+    pub reserve_disk: ByteSize,
+    /// Project ids that sandboxes are counted under, FIRST-LAST. Nobody else may use them on this file system, but
+    /// other agents may.
+    pub disk_projects: String,
     /// Also hold back what everything that is not a task is measured to use. Off, only the reserve is.
     pub measure_strangers: bool,
-    /// Kinds (cpu, mem, pids, ports) that are offered although this kernel cannot enforce them.
+    /// Kinds (cpu, mem, pids, ports, disk) that are offered although this kernel cannot enforce them.
     pub allow_unenforced: Vec<String>,
     /// Whom tasks run as that name no user.
     pub task_user: String,
@@ -53,7 +61,7 @@ pub struct Config {
     pub allow_root_tasks: bool,
     /// Processes and threads of a task that names no number. A JVM with 500 threads fits; a fork bomb ends early.
     pub default_pids_max: u64,
-    /// Sandbox of a task that asks for no disk.
+    /// Sandbox of a task that asks for no disk, where quotas hold it to that. It is booked like one that was asked for.
     pub default_disk: ByteSize,
     /// What each of stdout and stderr keeps of its end, for tasks that name no size.
     pub default_output: ByteSize,
@@ -89,6 +97,8 @@ impl Default for Config {
             mem: ByteSize::b(0),
             reserve_cpu_milli: 100,
             reserve_mem: ByteSize::mib(256),
+            reserve_disk: ByteSize::gib(1),
+            disk_projects: "16777216-33554431".into(),
             measure_strangers: true,
             allow_unenforced: Vec::new(),
             task_user: "nobody".into(),
@@ -139,7 +149,7 @@ pub enum ConfigError {
 }
 
 /// Kinds that `allow_unenforced` takes.
-pub const KINDS: [&str; 4] = ["cpu", "mem", "pids", "ports"];
+pub const KINDS: [&str; 5] = ["cpu", "mem", "pids", "ports", "disk"];
 
 impl Config {
     /// Reads a file; settings that it does not name keep their defaults.
@@ -176,10 +186,17 @@ impl Config {
             return bad("advertise", self.advertise.clone(), "write HOST:PORT, such as node7.example:5051");
         }
         if let Some(kind) = self.allow_unenforced.iter().find(|k| !KINDS.contains(&k.as_str())) {
-            return bad("allow_unenforced", kind.clone(), "the kinds are cpu, mem, pids and ports");
+            return bad("allow_unenforced", kind.clone(), &format!("the kinds are {}", KINDS.join(", ")));
         }
         if !self.cpus.is_finite() || self.cpus < 0.0 {
             return bad("cpus", self.cpus.to_string(), "give a number of CPUs, or 0 for all");
+        }
+        if let Err(why) = self.project_range() {
+            return bad("disk_projects", self.disk_projects.clone(), &why);
+        }
+        if self.default_disk.as_u64() < MIN_DISK_BYTES {
+            let why = format!("give at least {}", ByteSize::b(MIN_DISK_BYTES));
+            return bad("default_disk", self.default_disk.to_string(), &why);
         }
         if self.sample_every_ms == 0 {
             return bad("sample_every_ms", "0".into(), "give at least 1");
@@ -199,6 +216,18 @@ impl Config {
     /// When the text is no list of ports.
     pub fn port_set(&self) -> Result<PortSet, bulkhead_proto::resources::PortSetError> {
         self.ports.parse()
+    }
+
+    /// `disk_projects` as a range.
+    ///
+    /// # Errors
+    /// What is wrong with it. 0 is the project of files that have none.
+    pub fn project_range(&self) -> Result<RangeInclusive<u32>, String> {
+        let form = "write FIRST-LAST, such as 16777216-33554431";
+        let (first, last) = self.disk_projects.split_once('-').ok_or(form)?;
+        let parse = |text: &str| text.trim().parse::<u32>().map_err(|e| format!("{form}: {text:?}: {e}"));
+        let (first, last) = (parse(first)?, parse(last)?);
+        if first == 0 || first > last { Err(form.to_owned()) } else { Ok(first..=last) }
     }
 
     /// May this kind be offered although nothing enforces it?
@@ -263,6 +292,12 @@ mod tests {
         assert!(refused(Config { listen: everywhere, ..Config::default() }).contains("advertise"));
         assert!(refused(Config { advertise: "x".into(), ..Config::default() }).contains("HOST:PORT"));
         assert!(refused(Config { master: "host".into(), ..Config::default() }).contains("HOST:PORT"));
+        for range in ["", "5", "9-3", "0-7", "1-4294967296", "a-b"] {
+            let config = Config { disk_projects: range.into(), ..Config::default() };
+            assert!(refused(config).contains("disk_projects"), "{range}");
+        }
+        let little = Config { default_disk: ByteSize::kib(1), ..Config::default() };
+        assert!(refused(little).contains("default_disk"));
         assert!(refused(Config { sample_every_ms: 0, ..Config::default() }).contains("sample_every_ms"));
     }
 }

@@ -80,9 +80,8 @@ pub struct MemGrant {
 /// Space and traffic of the disk below the sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskGrant {
-    /// Space that was asked for, and is held for the task.
-    pub held_bytes: u64,
-    /// Limit of the sandbox: what was asked for, or else the default.
+    /// Limit of the sandbox, and what is booked for it: what was asked for, or else the default. A default that was not
+    /// booked could fill the disk that others were promised. 0 where nothing holds the task to a default.
     pub bytes: u64,
     /// Files and directories in it.
     pub inodes: u64,
@@ -118,7 +117,7 @@ pub struct DeviceRule {
 pub struct GrantDefaults {
     /// Processes and threads.
     pub pids_max: u64,
-    /// Space of a sandbox.
+    /// Space of a sandbox; 0 where no quota holds it.
     pub disk_bytes: u64,
     /// Of each output.
     pub output_bytes: u64,
@@ -145,6 +144,8 @@ const IO_WEIGHTS: RangeInclusive<u32> = 1..=10_000;
 pub const MIN_CPU_MILLI: u64 = 10;
 /// Below this no dynamically linked program gets as far as its `main`.
 pub const MIN_MEM_BYTES: u64 = 512 * 1024;
+/// The directories of an empty sandbox and the first lines of its output.
+pub const MIN_DISK_BYTES: u64 = 128 * 1024;
 /// Larger requests are mistakes in a unit: no machine has a million CPUs or an exbibyte of memory.
 const MAX_CPU_MILLI: u64 = 1_000_000_000;
 const MAX_MEM_BYTES: u64 = 1 << 60;
@@ -316,8 +317,9 @@ fn disk(
 ) -> Result<DiskGrant, GrantError> {
     let options = grant.disk.unwrap_or_default();
     let bytes = or_default(resources.disk_bytes, defaults.disk_bytes);
-    if bytes > MAX_DISK_BYTES {
-        return Err(GrantError::DiskOption(format!("{bytes} bytes: ask for at most {MAX_DISK_BYTES}")));
+    if bytes > 0 && !(MIN_DISK_BYTES..=MAX_DISK_BYTES).contains(&bytes) {
+        let range = format!("{MIN_DISK_BYTES} to {MAX_DISK_BYTES}");
+        return Err(GrantError::DiskOption(format!("{bytes} bytes: ask for {range}")));
     }
     let io_weight = if options.io_weight == 0 { IO_WEIGHT } else { options.io_weight };
     if !IO_WEIGHTS.contains(&io_weight) {
@@ -325,7 +327,6 @@ fn disk(
     }
     let cap = |rate: u64| Some(rate).filter(|rate| *rate > 0);
     Ok(DiskGrant {
-        held_bytes: resources.disk_bytes,
         bytes,
         inodes: or_default(options.inodes, (bytes / BYTES_PER_INODE).max(MIN_INODES)),
         output_bytes: or_default(options.output_bytes, defaults.output_bytes),
@@ -452,6 +453,9 @@ mod tests {
                 refused(v1::Grant { devices: vec![device], ..asked(100, 1 << 20) }).contains("below /dev")
             );
         }
+        let mut little = asked(100, 1 << 20);
+        little.resources.as_mut().unwrap().disk_bytes = 4096;
+        assert!(refused(little).contains("4096 bytes"));
         let device = v1::Device { path: "/dev/fuse".into(), access: "rx".into() };
         assert!(refused(v1::Grant { devices: vec![device], ..asked(100, 1 << 20) }).contains("r, w and m"));
     }

@@ -1,6 +1,9 @@
 //! Grants become kernel state here: one file a resource, each behind [`Isolator`].
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use bulkhead_proto::v1;
 use futures::future::BoxFuture;
@@ -14,6 +17,7 @@ use crate::{
 };
 
 pub mod cpu;
+pub mod disk_space;
 pub mod memory;
 pub mod pids;
 pub mod ports;
@@ -63,6 +67,9 @@ pub enum IsolateError {
     /// The task's rules in the kernel.
     #[error(transparent)]
     Bpf(#[from] crate::kernel::bpf::BpfError),
+    /// The project of a sandbox or of a volume, or its quota.
+    #[error(transparent)]
+    Disk(#[from] disk_space::ProjectError),
     /// The kernel, this node or what the task uses now does not allow it. The limits before are in force.
     #[error("{0}")]
     Refused(String),
@@ -126,6 +133,14 @@ pub trait Isolator: Send + Sync {
     /// # Errors
     /// Logged; the task's end is reported all the same.
     fn cleanup(&self, task: &TaskPlace) -> Result<(), IsolateError>;
+
+    /// Takes away what stayed with the sandbox of a task that is over, just before the sandbox is removed.
+    ///
+    /// # Errors
+    /// Logged; the sandbox is removed all the same.
+    fn discard(&self, _sandbox: &Path) -> Result<(), IsolateError> {
+        Ok(())
+    }
 }
 
 /// All isolators of this node, in the order they prepare.
@@ -213,6 +228,16 @@ impl Isolators {
             part.measure(task, &mut usage);
         }
         usage
+    }
+
+    /// Takes away what stayed with a sandbox that is about to be removed.
+    pub fn discard(&self, sandbox: &Path) {
+        for part in &self.parts {
+            if let Err(error) = part.discard(sandbox) {
+                let error = crate::error_chain(&error);
+                tracing::warn!(part = part.part(), error, "take away what belongs to a sandbox");
+            }
+        }
     }
 
     /// Undoes everything, last part first; one failure does not keep the others.

@@ -7,6 +7,7 @@ pub mod cgroupfs;
 pub mod limits;
 pub mod pidfd;
 pub mod probe;
+pub mod quota;
 pub mod ready;
 pub mod spawn;
 mod stack;

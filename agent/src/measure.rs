@@ -1,7 +1,9 @@
 //! What the node has and what is in use, read from the kernel: one file a source.
 
+pub mod disk;
 pub mod node;
 pub mod ports;
 pub mod sampler;
 
+pub use disk::DiskUse;
 pub use node::{NodeCapacity, NodeSampler, NodeUse};

@@ -13,7 +13,7 @@ use crate::{
     event::EventLog,
     grant::GrantDefaults,
     identity::{self, Held},
-    isolate::{Isolator, Isolators, cpu::Cpu, memory::Memory, pids::Pids, ports::Ports, tree::Tree},
+    isolate::{Isolator, Isolators, cpu::Cpu, disk_space::DiskSpace, memory::Memory, pids::Pids, ports::Ports, tree::Tree},
     journal::Journal,
     keeper::{Keeper, Parts, RecoverError},
     kernel::{
@@ -23,7 +23,7 @@ use crate::{
     },
     launch::{Launcher, plan::Defaults, sandbox::Keep},
     link,
-    measure::{NodeCapacity, NodeSampler, sampler},
+    measure::{DiskUse, NodeCapacity, NodeSampler, sampler::{self, Sampling}},
     metrics::Metrics,
     offer::{Ledger, Reporter},
 };
@@ -61,6 +61,9 @@ pub enum NodeError {
     /// The journal.
     #[error(transparent)]
     Journal(#[from] crate::journal::JournalError),
+    /// The quotas of the work directory.
+    #[error(transparent)]
+    Quota(#[from] crate::kernel::quota::QuotaError),
     /// The kernel's counters.
     #[error(transparent)]
     Measure(#[from] crate::measure::node::MeasureError),
@@ -94,7 +97,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         tracing::warn!(%error, "raise the limit of open files; it bounds the number of tasks");
     }
     let mut held = identity::lock_work_dir(&config.work_dir)?;
-    let features = Features::probe();
+    let features = Features::probe(&config.work_dir);
     require(&features)?;
     let metrics = Arc::new(Metrics::new()?);
     for feature in &features.features {
@@ -110,11 +113,13 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         Bpf::default()
     });
 
+    let disk = if features.has("disk_quota") { Some(open_disk(&config)?) } else { None };
     let enforced = Enforced {
         cpu: tree.has("cpu"),
         mem: tree.has("memory"),
         pids: tree.has("pids"),
         ports: bpf.ports.is_some(),
+        disk: disk.is_some(),
         ..Enforced::default()
     };
     let tcp = api::bind(config.listen).await?;
@@ -129,7 +134,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         );
     }
     let events = Arc::new(EventLog::new(agent.agent_id.clone(), Arc::clone(&metrics)));
-    let isolators = Arc::new(isolators(&tree, &bpf, &events));
+    let isolators = Arc::new(isolators(&tree, &bpf, disk.as_ref(), &events));
     let launcher = Launcher::new(
         tree.clone(),
         Arc::clone(&isolators),
@@ -145,7 +150,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         journal,
         events: Arc::clone(&events),
         metrics: Arc::clone(&metrics),
-        defaults: defaults(&config),
+        defaults: defaults(&config, disk.is_some()),
         history: config.sandbox_keep_count,
         keep: keep(&config),
         work_dir: config.work_dir.clone(),
@@ -156,8 +161,13 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         tokio::spawn(crate::isolate::ports::follow(denials, Arc::clone(&events)));
     }
     let every = std::time::Duration::from_millis(config.sample_every_ms);
-    let sampling = NodeSampler::start(tree, Instant::now())?;
-    tokio::spawn(sampler::run(sampling, every, config.measure_strangers, messages.clone()));
+    let sampling = Sampling {
+        node: NodeSampler::start(tree, Instant::now())?,
+        work_dir: config.work_dir.clone(),
+        disk,
+        measure_strangers: config.measure_strangers,
+    };
+    tokio::spawn(sampler::run(sampling, every, messages.clone()));
     let answers = AgentApi { keeper: messages.clone(), events, isolators, metrics };
     tracing::info!(address = %listening, "listening");
     // Tasks of their own: on the thread that waits here, each message would first have to wake it.
@@ -224,7 +234,22 @@ fn pin_name(cgroup_root: &str) -> String {
     cgroup_root.bytes().map(escaped).collect()
 }
 
-fn isolators(tree: &Tree, bpf: &Bpf, events: &Arc<EventLog>) -> Isolators {
+/// A range of project ids on the file system of the work directory.
+fn open_disk(config: &Config) -> Result<Arc<DiskSpace>, NodeError> {
+    let projects = config.project_range().map_err(|why| ConfigError::Value {
+        key: "disk_projects",
+        value: config.disk_projects.clone(),
+        why,
+    })?;
+    Ok(Arc::new(DiskSpace::open(&config.work_dir, projects)?))
+}
+
+fn isolators(
+    tree: &Tree,
+    bpf: &Bpf,
+    disk: Option<&Arc<DiskSpace>>,
+    events: &Arc<EventLog>,
+) -> Isolators {
     let mut parts: Vec<Box<dyn Isolator>> = Vec::new();
     if tree.has("cpu") {
         parts.push(Box::new(Cpu));
@@ -235,6 +260,9 @@ fn isolators(tree: &Tree, bpf: &Bpf, events: &Arc<EventLog>) -> Isolators {
     if tree.has("pids") {
         parts.push(Box::new(Pids));
     }
+    if let Some(disk) = disk {
+        parts.push(Box::new(Arc::clone(disk)));
+    }
     if let Some(rules) = &bpf.ports {
         parts.push(Box::new(Ports::new(Arc::clone(rules), Arc::clone(events))));
     }
@@ -243,6 +271,7 @@ fn isolators(tree: &Tree, bpf: &Bpf, events: &Arc<EventLog>) -> Isolators {
 
 /// What the machine has and the operator wants offered, without kinds that nothing would enforce.
 fn ledger(config: &Config, machine: NodeCapacity, enforced: &Enforced) -> Result<Ledger, NodeError> {
+    let disk = DiskUse::read(&config.work_dir)?;
     let offered = |kind, enforced| enforced || config.allows_unenforced(kind);
     let all_cpu_milli = machine.cpus.saturating_mul(1000);
     #[expect(
@@ -270,12 +299,14 @@ fn ledger(config: &Config, machine: NodeCapacity, enforced: &Enforced) -> Result
         mem_bytes: when(offered("mem", enforced.mem), limit(config.mem.as_u64(), machine.mem_bytes)),
         ports: if bounded && offered("ports", enforced.ports) { ports } else { PortSet::default() }
             .to_ranges(),
+        disk_bytes: when(offered("disk", enforced.disk), disk.usable_bytes),
         ..Resources::default()
     };
     let floor = Resources {
         cpu_milli: config.reserve_cpu_milli,
         mem_bytes: config.reserve_mem.as_u64(),
         ports: Vec::new(),
+        disk_bytes: config.reserve_disk.as_u64(),
         ..Resources::default()
     };
     Ok(Ledger::new(capacity, &floor))
@@ -292,12 +323,12 @@ fn info(config: &Config, listening: String) -> Result<AgentInfo, NodeError> {
     })
 }
 
-fn defaults(config: &Config) -> Defaults {
+fn defaults(config: &Config, disk_is_held: bool) -> Defaults {
     Defaults {
         user: config.task_user.clone(),
         grant: GrantDefaults {
             pids_max: config.default_pids_max,
-            disk_bytes: config.default_disk.as_u64(),
+            disk_bytes: if disk_is_held { config.default_disk.as_u64() } else { 0 },
             output_bytes: config.default_output.as_u64(),
             stall_percent: config.mem_stall_percent,
             stall_for: std::time::Duration::from_millis(config.mem_stall_ms),

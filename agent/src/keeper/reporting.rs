@@ -1,6 +1,9 @@
 //! What the keeper tells the master and the local API about the node.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 use bulkhead_proto::{
     resources::PortSet,
@@ -22,6 +25,8 @@ pub struct Observation {
     pub strangers_cpu_milli: u64,
     /// Memory of everything that is not a task.
     pub strangers_mem_bytes: u64,
+    /// Disk that is in use and no running task's.
+    pub strangers_disk_bytes: u64,
     /// CPU of guaranteed tasks; `None` while it was not watched for long enough to lend any.
     pub guaranteed_cpu_milli: Option<u64>,
     /// Every port in use on the host, tasks' included.
@@ -47,6 +52,8 @@ impl Keeper {
             cpu_milli: seen.strangers_cpu_milli,
             mem_bytes: seen.strangers_mem_bytes,
             ports: ports.to_ranges(),
+            // Their files stay, so what is kept free comes on top of them.
+            disk_bytes: seen.strangers_disk_bytes.saturating_add(ledger.floor().disk_bytes),
             ..Resources::default()
         }
         .at_most(ledger.capacity());
@@ -60,12 +67,14 @@ impl Keeper {
     pub(super) fn sweep_sandboxes(&self) {
         let live: Vec<_> = self.table.current().map(|(_, record)| record.sandbox.clone()).collect();
         let (work_dir, keep) = (self.parts.work_dir.clone(), self.parts.keep);
+        let isolators = Arc::clone(self.parts.launcher.isolators());
         tokio::task::spawn_blocking(move || {
             // A directory without a record yet may be a task that is just being launched.
             let settled = SystemTime::now() - Duration::from_secs(60);
             let ended =
                 sandbox::list(&work_dir).into_iter().filter(|(dir, at)| !live.contains(dir) && *at < settled);
             for dir in sandbox::expired(ended.collect(), keep, SystemTime::now()) {
+                isolators.discard(&dir);
                 if let Err(error) = Sandbox::at(dir).remove() {
                     tracing::warn!(error = crate::error_chain(&error), "remove an old sandbox");
                 }

@@ -8,7 +8,7 @@ use super::{
     appender::io_uring_works,
     bpf,
     cgroupfs::{Cgroup, cgroup2_mount},
-    spawn,
+    quota, spawn,
 };
 
 /// One thing that a kernel has or has not.
@@ -34,8 +34,9 @@ pub struct Features {
 }
 
 impl Features {
-    /// Asks everything. Makes one cgroup for the purpose and removes it again; needs root for true answers.
-    pub fn probe() -> Self {
+    /// Asks everything, about the disk for an agent that works in `work_dir`. Makes one cgroup for the purpose and
+    /// removes it again; needs root for true answers.
+    pub fn probe(work_dir: &Path) -> Self {
         let mount = cgroup2_mount();
         let mut features = vec![feature(
             "cgroup2",
@@ -57,6 +58,12 @@ impl Features {
             supported(bpf::probe_exits(), "raw tracepoint, BTF"),
             "exit codes of tasks that end while no agent runs",
             "such tasks are reported as failed, exit unknown",
+        ));
+        features.push(feature(
+            "disk_quota",
+            quota::probe(work_dir),
+            "disk space: project quotas of bytes and files, refused in the task's own call",
+            "disk is not offered, and tasks are not bounded in it",
         ));
         features.push(feature(
             "io_uring",

@@ -1,15 +1,21 @@
 //! Measures the node every period, and tells the keeper the peaks.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
+    DiskUse,
     node::{MeasureError, NodeSampler},
     ports,
 };
 use crate::{
     estimate::WindowPeak,
+    isolate::disk_space::DiskSpace,
     keeper::{Message, Observation, Sender},
     launch::blocking,
 };
@@ -29,8 +35,20 @@ struct Peaks {
     guaranteed_cpu: WindowPeak,
 }
 
-/// Samples until the keeper is gone. With `measure_strangers` off, only ports and lending are measured.
-pub async fn run(mut sampler: NodeSampler, every: Duration, measure_strangers: bool, keeper: Sender) {
+/// What is measured.
+pub struct Sampling {
+    /// CPU and memory.
+    pub node: NodeSampler,
+    /// On the disk that tasks fill.
+    pub work_dir: PathBuf,
+    /// What tasks use of it, where that is counted; else it counts as strangers' use.
+    pub disk: Option<Arc<DiskSpace>>,
+    /// Off, only ports and lending are measured.
+    pub measure_strangers: bool,
+}
+
+/// Samples until the keeper is gone.
+pub async fn run(mut sampling: Sampling, every: Duration, keeper: Sender) {
     let new = || WindowPeak::new(WINDOW);
     let mut peaks = Peaks { strangers_cpu: new(), strangers_mem: new(), guaranteed_cpu: new() };
     let mut ticks = interval(every);
@@ -41,11 +59,11 @@ pub async fn run(mut sampler: NodeSampler, every: Duration, measure_strangers: b
     loop {
         ticks.tick().await;
         let (result, back) = blocking(move || {
-            let result = observe(&mut sampler, &mut peaks, measure_strangers, Instant::now());
-            (result, (sampler, peaks))
+            let result = observe(&mut sampling, &mut peaks, Instant::now());
+            (result, (sampling, peaks))
         })
         .await;
-        (sampler, peaks) = back;
+        (sampling, peaks) = back;
         match result {
             Ok(observation) => {
                 told = false;
@@ -66,17 +84,16 @@ pub async fn run(mut sampler: NodeSampler, every: Duration, measure_strangers: b
 }
 
 fn observe(
-    sampler: &mut NodeSampler,
+    sampling: &mut Sampling,
     peaks: &mut Peaks,
-    measure_strangers: bool,
     now: Instant,
 ) -> Result<Observation, MeasureError> {
-    let sample = sampler.sample(now)?;
+    let sample = sampling.node.sample(now)?;
     peaks.strangers_cpu.add(sample.strangers_cpu_milli, now);
     peaks.strangers_mem.add(sample.strangers_mem_bytes, now);
     peaks.guaranteed_cpu.add(sample.guaranteed_cpu_milli, now);
     let strangers = |peak: &WindowPeak, step: u64| {
-        if measure_strangers { peak.peak().unwrap_or(0).next_multiple_of(step) } else { 0 }
+        if sampling.measure_strangers { peak.peak().unwrap_or(0).next_multiple_of(step) } else { 0 }
     };
     let watched = peaks.guaranteed_cpu.watched_for(WATCH_BEFORE_LENDING, now);
     Ok(Observation {
@@ -84,5 +101,13 @@ fn observe(
         strangers_mem_bytes: strangers(&peaks.strangers_mem, MEM_STEP_BYTES),
         guaranteed_cpu_milli: peaks.guaranteed_cpu.peak().filter(|_| watched),
         ports_in_use: ports::in_use()?,
+        strangers_disk_bytes: if sampling.measure_strangers { strangers_disk(sampling)? } else { 0 },
     })
+}
+
+/// Files of everything that is no running task: of the host, and those that ended tasks have left.
+fn strangers_disk(sampling: &Sampling) -> Result<u64, MeasureError> {
+    let used_bytes = DiskUse::read(&sampling.work_dir)?.used_bytes;
+    let tasks = sampling.disk.as_ref().map_or(0, |disk| disk.used_bytes());
+    Ok(used_bytes.saturating_sub(tasks))
 }

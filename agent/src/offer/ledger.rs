@@ -5,7 +5,8 @@
 //! - **No double grant**: two live tasks never hold the same port, nor together more than
 //!   `capacity - floor` of CPU or memory.
 //! - **A promise outlives a measurement**: a launch is admitted against the configured floor, not
-//!   against what strangers use at that instant; their use shapes the offers that come after.
+//!   against what strangers use at that instant; their use shapes the offers that come after. Only of the
+//!   disk are their files left out too: those do not go away again by themselves.
 //!
 //! Memory and ports are one pool for both classes. The CPU of revocable tasks is lent on top of the
 //! guaranteed CPU and accounted apart.
@@ -150,7 +151,9 @@ impl Ledger {
             Class::Guaranteed => left.cpu_milli,
             Class::Revocable => self.revocable_cpu_milli.saturating_sub(self.revocable_allocated()),
         };
-        let left = Resources { cpu_milli: cpu_left, ..left };
+        // Files of others do not go away when somebody waits.
+        let disk_left = left.disk_bytes.min(self.report().free.map_or(0, |free| free.disk_bytes));
+        let left = Resources { cpu_milli: cpu_left, disk_bytes: disk_left, ..left };
         for kind in &SCALARS {
             let (asked, left) = ((kind.get)(asked), (kind.get)(&left));
             if asked > left {
@@ -200,6 +203,11 @@ impl Ledger {
         ports(&self.allocated)
     }
 
+    /// What is never granted, whatever is measured.
+    pub fn floor(&self) -> &Resources {
+        &self.floor
+    }
+
     /// What the node has in all.
     pub fn capacity(&self) -> &Resources {
         &self.capacity
@@ -233,7 +241,7 @@ fn amounts(grant: &Grant) -> Resources {
         cpu_milli: grant.cpu_milli,
         mem_bytes: grant.mem_bytes,
         ports: grant.ports.to_ranges(),
-        disk_bytes: grant.disk.held_bytes,
+        disk_bytes: grant.disk.bytes,
         disk_read_bytes_per_sec: grant.disk.read_bytes_per_sec.unwrap_or(0),
         disk_write_bytes_per_sec: grant.disk.write_bytes_per_sec.unwrap_or(0),
         disk_read_ops_per_sec: grant.disk.read_ops_per_sec.unwrap_or(0),

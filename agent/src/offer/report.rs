@@ -8,6 +8,8 @@ use bulkhead_proto::v1::{Enforced, ResourceReport};
 const CPU_STEP_MILLI: u64 = 100;
 /// A change of memory below this is noise of the page cache.
 const MEM_STEP_BYTES: u64 = 64 << 20;
+/// And of the disk below this, somebody's log.
+const DISK_STEP_BYTES: u64 = 64 << 20;
 
 /// Numbers the reports of a session and holds back those that say nothing new.
 #[derive(Debug)]
@@ -57,6 +59,7 @@ fn differs(a: &ResourceReport, b: &ResourceReport) -> bool {
         || ra.ports != rb.ports
         || ra.cpu_milli.abs_diff(rb.cpu_milli) >= CPU_STEP_MILLI
         || ra.mem_bytes.abs_diff(rb.mem_bytes) >= MEM_STEP_BYTES
+        || ra.disk_bytes.abs_diff(rb.disk_bytes) >= DISK_STEP_BYTES
         || a.revocable_cpu_milli.abs_diff(b.revocable_cpu_milli) >= CPU_STEP_MILLI
 }
 

@@ -1,0 +1,253 @@
+//! Disk space: each sandbox is a project of its own with a quota of bytes and files (ext4, XFS).
+//!
+//! Everything below the sandbox counts: `work/`, private directories, the output. What would go over the quota is
+//! refused in the task's own call, with EDQUOT (ext4) or ENOSPC (XFS). Nothing is walked through to measure it.
+//!
+//! # What a task must not be able to do
+//! - Hold CAP_SYS_RESOURCE on ext4, which ignores the quota for it; see [`FORBIDDEN_CAPABILITY`].
+//! - Give its files to another project. Their owner may, in the first user namespace: [`FORBIDDEN_IOCTLS`] and
+//!   [`quota::SYS_FILE_SETATTR`] are the calls for it, which a task's seccomp filter refuses.
+
+use std::{
+    collections::BTreeMap,
+    ops::RangeInclusive,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bulkhead_proto::v1;
+use bytesize::ByteSize;
+use nix::unistd::Pid;
+
+use super::{IsolateError, Isolator, TaskPlace};
+use crate::{
+    grant::Grant,
+    kernel::quota::{self, ProjectDir, QuotaError, Record},
+};
+
+mod projects;
+mod walk;
+
+pub use projects::ProjectError;
+use projects::Projects;
+
+/// CAP_SYS_RESOURCE: whoever has it writes beyond the quotas of ext4. The launch drops it from every set of a task
+/// that is held by a quota, root's too; [`DiskSpace`] looks once more when the program runs.
+pub const FORBIDDEN_CAPABILITY: u32 = 24;
+
+/// The requests of `ioctl` that a task under a quota must not make.
+pub const FORBIDDEN_IOCTLS: [libc::c_ulong; 2] = [quota::FS_IOC_FSSETXATTR, quota::FS_IOC_SETFLAGS];
+
+/// Needs a work directory on a file system that holds projects to their quotas.
+#[derive(Debug)]
+pub struct DiskSpace {
+    projects: Projects,
+    /// Any directory of the file system.
+    work_dir: ProjectDir,
+    /// The projects of the tasks that run, by the ids of their cgroups.
+    running: Mutex<BTreeMap<u64, u32>>,
+}
+
+impl DiskSpace {
+    /// Gives out project ids of this range; other agents on the file system may have the same.
+    ///
+    /// # Errors
+    /// When the work directory cannot be opened.
+    pub fn open(work_dir: &Path, projects: RangeInclusive<u32>) -> Result<Self, QuotaError> {
+        Ok(Self {
+            projects: Projects::new(projects),
+            work_dir: ProjectDir::open(work_dir)?,
+            running: Mutex::new(BTreeMap::new()),
+        })
+    }
+
+    /// What the sandboxes of all running tasks hold, in bytes.
+    pub fn used_bytes(&self) -> u64 {
+        let projects: Vec<u32> = self.running().values().copied().collect();
+        projects.iter().filter_map(|p| self.work_dir.record(*p).ok()).map(|record| record.bytes).sum()
+    }
+
+    /// Bounds a volume: everything in the directory together, for all tasks that use it. 0 is no bound. The one that
+    /// was set last holds. What is there already is counted once, by walking through it, the first time.
+    ///
+    /// Called by a launch for volumes that name a bound, before they are mounted. The bound stays with the directory.
+    ///
+    /// # Errors
+    /// [`IsolateError::Refused`] where its file system has no quotas, it belongs to a project of somebody else, or it
+    /// lies in a bounded directory.
+    pub fn bound_volume(
+        &self,
+        directory: &Path,
+        max_bytes: u64,
+        max_inodes: u64,
+    ) -> Result<(), IsolateError> {
+        if max_bytes == 0 && max_inodes == 0 {
+            return Ok(());
+        }
+        let refuse = |why: String| {
+            IsolateError::Refused(format!("volume {} cannot be bounded: {why}", directory.display()))
+        };
+        quota::probe(directory).map_err(refuse)?;
+        let dir = ProjectDir::open(directory)?;
+        let project = match dir.project()? {
+            0 => self.projects.take(&dir)?,
+            project if !self.projects.owns(project) => {
+                return Err(refuse(format!(
+                    "it belongs to project {project} of somebody else; `chattr -p 0` takes it out of that"
+                )));
+            }
+            project => {
+                let parent = directory.parent().map(ProjectDir::open).transpose()?;
+                if parent.is_some_and(|p| p.project().is_ok_and(|of_parent| of_parent == project)) {
+                    return Err(refuse("a directory above it is bounded already".to_owned()));
+                }
+                project
+            }
+        };
+        // Limits are set last, so where there are some the walk was completed.
+        let record = dir.record(project)?;
+        if record.max_bytes == 0 && record.max_inodes == 0 {
+            walk::assign_all(&dir, project)?;
+        }
+        Ok(dir.limit(project, max_bytes, max_inodes)?)
+    }
+
+    /// The sandbox's directory and its project.
+    fn project_of(&self, sandbox: &Path) -> Result<(ProjectDir, u32), IsolateError> {
+        let dir = ProjectDir::open(sandbox)?;
+        let project = dir.project()?;
+        if self.projects.owns(project) {
+            return Ok((dir, project));
+        }
+        let message = format!("{} has no quota: it was made while this agent set none", sandbox.display());
+        Err(IsolateError::Refused(message))
+    }
+
+    fn running(&self) -> MutexGuard<'_, BTreeMap<u64, u32>> {
+        // Every change is one insertion or removal.
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl From<QuotaError> for IsolateError {
+    fn from(error: QuotaError) -> Self {
+        Self::Disk(ProjectError::Quota(error))
+    }
+}
+
+/// Shared with whoever measures the disk.
+impl Isolator for Arc<DiskSpace> {
+    fn part(&self) -> &'static str {
+        "disk"
+    }
+
+    fn features(&self) -> &'static [&'static str] {
+        &["disk_quota"]
+    }
+
+    /// A crash at any point leaves a sandbox that no program was started in. Removing it frees the id.
+    fn prepare(&self, task: &TaskPlace, grant: &Grant) -> Result<(), IsolateError> {
+        let dir = ProjectDir::open(&task.sandbox)?;
+        let project = self.projects.take(&dir)?;
+        walk::assign_all(&dir, project)?;
+        dir.limit(project, grant.disk.bytes, grant.disk.inodes)?;
+        self.running().insert(task.id, project);
+        Ok(())
+    }
+
+    fn attach(&self, task: &TaskPlace, _grant: &Grant, process: Pid) -> Result<(), IsolateError> {
+        if self.work_dir.exempts_resource_capability() && is_exempt(process) {
+            return Err(IsolateError::Refused(format!(
+                "process {process} of task {} has CAP_SYS_RESOURCE, for which ext4 ignores quotas: choose a profile \
+                 that drops it, or put work_dir on XFS",
+                task.task.1
+            )));
+        }
+        Ok(())
+    }
+
+    fn update(&self, task: &TaskPlace, before: &Grant, after: &Grant) -> Result<(), IsolateError> {
+        let limits = |grant: &Grant| (grant.disk.bytes, grant.disk.inodes);
+        if limits(before) == limits(after) {
+            return Ok(());
+        }
+        let (dir, project) = self.project_of(&task.sandbox)?;
+        let set = |(bytes, inodes)| dir.limit(project, bytes, inodes);
+        set(limits(after))?;
+        // Looked at afterwards: the task may be writing at this moment.
+        match excess(dir.record(project)?) {
+            None => Ok(()),
+            Some(why) => {
+                set(limits(before))?;
+                Err(IsolateError::Refused(why))
+            }
+        }
+    }
+
+    fn recover(&self, task: &TaskPlace, grant: &Grant) -> Result<(), IsolateError> {
+        let (dir, project) = self.project_of(&task.sandbox)?;
+        self.running().insert(task.id, project);
+        Ok(dir.limit(project, grant.disk.bytes, grant.disk.inodes)?)
+    }
+
+    fn measure(&self, task: &TaskPlace, usage: &mut v1::TaskUsage) {
+        let Ok((dir, project)) = self.project_of(&task.sandbox) else { return };
+        if let Ok(record) = dir.record(project) {
+            (usage.disk_bytes, usage.disk_inodes) = (record.bytes, record.inodes);
+        }
+    }
+
+    /// The sandbox stays, with its quota, for the output; its project is freed with it.
+    fn cleanup(&self, task: &TaskPlace) -> Result<(), IsolateError> {
+        self.running().remove(&task.id);
+        Ok(())
+    }
+
+    /// Without its limits the project's record vanishes with the last file, and the id is free.
+    fn discard(&self, sandbox: &Path) -> Result<(), IsolateError> {
+        let dir = ProjectDir::open(sandbox)?;
+        let project = dir.project()?;
+        if self.projects.owns(project) { Ok(dir.limit(project, 0, 0)?) } else { Ok(()) }
+    }
+}
+
+/// What is used beyond the limits, for people.
+fn excess(record: Record) -> Option<String> {
+    let advice = "remove files first, or ask for more";
+    if record.max_bytes > 0 && record.bytes > record.max_bytes {
+        let (used, limit) = (ByteSize::b(record.bytes), ByteSize::b(record.max_bytes));
+        return Some(format!("the sandbox holds {used}, which is more than {limit}: {advice}"));
+    }
+    let over = record.max_inodes > 0 && record.inodes > record.max_inodes;
+    over.then(|| {
+        let (used, limit) = (record.inodes, record.max_inodes);
+        format!("the sandbox holds {used} files, which is more than {limit}: {advice}")
+    })
+}
+
+/// Does ext4 let the process, or what it executes, write beyond a quota? A process that has ended writes nothing.
+fn is_exempt(process: Pid) -> bool {
+    let Ok(process) = procfs::process::Process::new(process.as_raw()) else { return false };
+    let Ok(status) = process.status() else { return false };
+    // Capabilities of another user namespace count for nothing here.
+    let user_namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user")).ok();
+    if user_namespace(&process.pid.to_string()) != user_namespace("self") {
+        return false;
+    }
+    let gains = if status.nonewprivs == Some(1) { 0 } else { status.capbnd.unwrap_or(u64::MAX) };
+    (status.capeff | status.capprm | gains) & (1 << FORBIDDEN_CAPABILITY) != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_over_a_limit_is_told() {
+        let record = Record { bytes: 3 << 20, inodes: 7, max_bytes: 3 << 20, max_inodes: 7 };
+        assert_eq!(excess(record), None);
+        assert_eq!(excess(Record { max_bytes: 0, max_inodes: 0, ..record }), None);
+        assert!(excess(Record { max_bytes: 1 << 20, ..record }).unwrap().contains("1.0 MiB"));
+        assert!(excess(Record { max_inodes: 6, ..record }).unwrap().contains("7 files"));
+    }
+}
