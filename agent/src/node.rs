@@ -13,7 +13,10 @@ use crate::{
     event::EventLog,
     grant::GrantDefaults,
     identity::{self, Held},
-    isolate::{Isolator, Isolators, cpu::Cpu, disk_space::DiskSpace, memory::Memory, pids::Pids, ports::Ports, tree::Tree},
+    isolate::{
+        Isolator, Isolators, cpu::Cpu, disk_space::DiskSpace, memory::Memory, pids::Pids, ports::Ports,
+        tree::Tree,
+    },
     journal::Journal,
     keeper::{Keeper, Parts, RecoverError},
     kernel::{
@@ -23,7 +26,10 @@ use crate::{
     },
     launch::{Launcher, plan::Defaults, sandbox::Keep},
     link,
-    measure::{DiskUse, NodeCapacity, NodeSampler, sampler::{self, Sampling}},
+    measure::{
+        DiskUse, NodeCapacity, NodeSampler,
+        sampler::{self, Sampling},
+    },
     metrics::Metrics,
     offer::{Ledger, Reporter},
 };
@@ -244,12 +250,7 @@ fn open_disk(config: &Config) -> Result<Arc<DiskSpace>, NodeError> {
     Ok(Arc::new(DiskSpace::open(&config.work_dir, projects)?))
 }
 
-fn isolators(
-    tree: &Tree,
-    bpf: &Bpf,
-    disk: Option<&Arc<DiskSpace>>,
-    events: &Arc<EventLog>,
-) -> Isolators {
+fn isolators(tree: &Tree, bpf: &Bpf, disk: Option<&Arc<DiskSpace>>, events: &Arc<EventLog>) -> Isolators {
     let mut parts: Vec<Box<dyn Isolator>> = Vec::new();
     if tree.has("cpu") {
         parts.push(Box::new(Cpu));

@@ -247,7 +247,9 @@ pub fn probe(dir: &Path) -> Result<String, String> {
         EXT4_SUPER_MAGIC => {
             "unmount it, run `tune2fs -O quota,project -Q prjquota DEVICE`, and mount it with -o prjquota"
         }
-        XFS_SUPER_MAGIC => "mount it with -o prjquota (for the root file system boot with rootflags=prjquota)",
+        XFS_SUPER_MAGIC => {
+            "mount it with -o prjquota (for the root file system boot with rootflags=prjquota)"
+        }
         _ => "put work_dir on ext4 or XFS, mounted with -o prjquota",
     };
     let name = name_of(kind);

@@ -21,8 +21,10 @@ impl DiskUse {
     /// # Errors
     /// Where the directory is not there.
     pub fn read(dir: &Path) -> Result<Self, MeasureError> {
-        let stat = statvfs(dir)
-            .map_err(|source| MeasureError { file: "the work directory's file system", source: io::Error::from(source).into() })?;
+        let stat = statvfs(dir).map_err(|source| MeasureError {
+            file: "the work directory's file system",
+            source: io::Error::from(source).into(),
+        })?;
         let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
         let for_root = stat.blocks_free().saturating_sub(stat.blocks_available());
         Ok(Self {

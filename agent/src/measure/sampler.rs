@@ -83,11 +83,7 @@ pub async fn run(mut sampling: Sampling, every: Duration, keeper: Sender) {
     }
 }
 
-fn observe(
-    sampling: &mut Sampling,
-    peaks: &mut Peaks,
-    now: Instant,
-) -> Result<Observation, MeasureError> {
+fn observe(sampling: &mut Sampling, peaks: &mut Peaks, now: Instant) -> Result<Observation, MeasureError> {
     let sample = sampling.node.sample(now)?;
     peaks.strangers_cpu.add(sample.strangers_cpu_milli, now);
     peaks.strangers_mem.add(sample.strangers_mem_bytes, now);

@@ -152,7 +152,9 @@ impl Ledger {
             Class::Revocable => self.revocable_cpu_milli.saturating_sub(self.revocable_allocated()),
         };
         // Files of others do not go away when somebody waits.
-        let disk_left = left.disk_bytes.min(self.report().free.map_or(0, |free| free.disk_bytes));
+        let others = self.floor.at_least(&self.strangers).disk_bytes;
+        let disk_left =
+            self.capacity.disk_bytes.saturating_sub(others).saturating_sub(self.allocated.disk_bytes);
         let left = Resources { cpu_milli: cpu_left, disk_bytes: disk_left, ..left };
         for kind in &SCALARS {
             let (asked, left) = ((kind.get)(asked), (kind.get)(&left));

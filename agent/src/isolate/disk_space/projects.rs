@@ -18,7 +18,9 @@ pub enum ProjectError {
     #[error(transparent)]
     Quota(#[from] QuotaError),
     /// Every id of the range has files.
-    #[error("all project ids from {first} to {last} have files: widen disk_projects, or remove old sandboxes")]
+    #[error(
+        "all project ids from {first} to {last} have files: widen disk_projects, or remove old sandboxes"
+    )]
     Exhausted {
         /// The first of the range.
         first: u32,

@@ -48,7 +48,8 @@ fn assign(dir: OwnedFd, project: u32, depth: usize) -> io::Result<()> {
         if !matches!(entry.file_type(), None | Some(Type::Directory | Type::File)) {
             continue;
         }
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let flags =
+            OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let opened = match openat(&dir, name, flags, Mode::empty()) {
             Ok(opened) => opened,
             // Removed, or made a link or a socket, meanwhile.
