@@ -2,8 +2,14 @@
 
 use std::{collections::BTreeMap, env, time::Duration};
 
-use bulkhead_proto::v1::ResourceClass;
+use bulkhead_proto::{resources::PortSet, v1::ResourceClass};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+mod fence;
+mod grant;
+
+pub(crate) use fence::FenceArgs;
+pub(crate) use grant::GrantArgs;
 
 use crate::{
     connect::Address,
@@ -23,6 +29,7 @@ Tasks:
   ps          List tasks
   logs        Print what a task wrote
   kill        Stop tasks
+  resize      Give a running task another grant
   events      Show what the kernel refused or ended
 
 Cluster:
@@ -145,6 +152,16 @@ UTF-8 become U+FFFD.")]
     /// Each task gets SIGTERM, and what is left of it after the grace period is killed by the kernel as a
     /// whole. Returns when the master has taken the order; `bulkhead ps` shows the end.
     Kill(KillArgs),
+    /// Give a running task another grant
+    ///
+    /// Changes what is named and keeps the rest. Growth comes out of what the task's agent has free; offers that are
+    /// in the way are taken back. Memory that is in use is reclaimed before its limit is lowered; where that does
+    /// not work out, the task keeps what it had.
+    #[command(after_long_help = "\
+Examples:
+  bulkhead resize --cpus 2 --mem 1GiB web
+  bulkhead resize --cpu-burst=false web")]
+    Resize(ResizeArgs),
     /// List offers that frameworks hold now
     #[command(after_help = LIST_JSON)]
     Offers,
@@ -176,12 +193,10 @@ pub(crate) struct RunArgs {
     /// How firmly: held until the task ends, or measured slack that may be taken back
     #[arg(long, help_heading = "Grant", default_value = "guaranteed")]
     pub(crate) class: Class,
-    /// Let the task use idle CPU beyond its grant
-    #[arg(long, help_heading = "Grant")]
-    pub(crate) cpu_burst: bool,
-    /// Most processes and threads at once; the agent's default unless given
-    #[arg(long, help_heading = "Grant", value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) pids: Option<u64>,
+    #[command(flatten)]
+    pub(crate) more: GrantArgs,
+    #[command(flatten)]
+    pub(crate) fences: FenceArgs,
 
     /// Name for lists and for `logs` and `kill`; the command's own unless given
     #[arg(long, help_heading = "Task", value_parser = parse_name)]
@@ -258,6 +273,24 @@ pub(crate) struct KillArgs {
     /// Ids, starts of ids, or names
     #[arg(required = true, value_name = "TASK")]
     pub(crate) tasks: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ResizeArgs {
+    /// CPUs, in steps of 0.001
+    #[arg(long, help_heading = "Grant", value_name = "NUMBER", value_parser = parse_cpus, allow_negative_numbers = true)]
+    pub(crate) cpus: Option<u64>,
+    /// Memory: 64MiB, 1.5GiB
+    #[arg(long, help_heading = "Grant", value_name = "SIZE", value_parser = parse_mem, allow_negative_numbers = true)]
+    pub(crate) mem: Option<u64>,
+    /// All of its ports: 31000-31002,8080
+    #[arg(long, help_heading = "Grant", value_name = "LIST")]
+    pub(crate) ports: Option<PortSet>,
+    #[command(flatten)]
+    pub(crate) more: GrantArgs,
+    /// Id, the start of one, or name
+    #[arg(value_name = "TASK")]
+    pub(crate) task: String,
 }
 
 #[derive(Debug, Args)]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! args -> connect -> run                       a framework of one task; master and agent
-//!                 -> list, logs, kill, events  questions and orders; master, agents
+//!                 -> list, logs, kill, resize, events  questions and orders; master, agents
 //!                          -> table, log_sink -> screen
 //! ```
 
@@ -18,6 +18,7 @@ mod log_sink;
 mod log_stream;
 mod logs;
 mod quantity;
+mod resize;
 mod run;
 mod screen;
 mod table;
@@ -71,6 +72,7 @@ async fn dispatch(cli: &Cli, screen: Screen) -> Result<u8, CliError> {
         Command::Ps(args) => list::ps(master, screen, args).await,
         Command::Logs(args) => logs::logs(master, screen, args).await,
         Command::Kill(args) => kill::kill(master, screen, args).await,
+        Command::Resize(args) => resize::resize(master, screen, args).await,
         Command::Offers => list::offers(master, screen).await,
         Command::Agents => list::agents(master, screen).await,
         Command::Frameworks => list::frameworks(master, screen).await,

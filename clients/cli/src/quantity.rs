@@ -152,6 +152,14 @@ pub(crate) fn resources(amount: &Resources) -> String {
     if amount.mem_bytes > 0 {
         parts.push(size(amount.mem_bytes));
     }
+    let disk = [
+        (amount.disk_bytes, " of disk"),
+        (amount.disk_read_bytes_per_sec, "/s read"),
+        (amount.disk_write_bytes_per_sec, "/s written"),
+    ];
+    parts.extend(disk.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{}{what}", size(*n))));
+    let iops = [(amount.disk_read_ops_per_sec, "reads/s"), (amount.disk_write_ops_per_sec, "writes/s")];
+    parts.extend(iops.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
     if let Ok(set) = amount.port_set()
         && !set.is_empty()
     {

@@ -3,20 +3,20 @@
 use std::collections::BTreeMap;
 
 use bulkhead_proto::{
-    resources::PortSet,
+    resources::{PortSet, SCALARS},
     v1::{Grant, Offer, ResourceClass, Resources, TaskSpec},
 };
 
 use crate::{
     args::{RunArgs, is_name_char},
-    quantity::{PortsWanted, cpus, millis, resources, size},
+    quantity::{PortsWanted, millis, resources},
 };
 
 /// The task to run, before its ports are known.
 #[derive(Debug, Clone)]
 pub(crate) struct Need {
-    pub(crate) cpu_milli: u64,
-    pub(crate) mem_bytes: u64,
+    /// Everything but the ports.
+    pub(crate) amounts: Resources,
     pub(crate) ports: Option<PortsWanted>,
     pub(crate) class: ResourceClass,
     /// Everything but the ports, and what follows from them.
@@ -29,10 +29,8 @@ pub(crate) struct Need {
 pub(crate) enum Misfit {
     #[error("it is of another class")]
     Class,
-    #[error("it has {}", cpus(*.0))]
-    Cpu(u64),
-    #[error("it has {}", size(*.0))]
-    Memory(u64),
+    #[error("it has {0}")]
+    Short(String),
     #[error("it does not have ports {0}")]
     MissingPorts(PortSet),
     #[error("it has {0} ports")]
@@ -43,7 +41,7 @@ impl Need {
     /// What the command line asks for; `suffix` makes the id unique.
     pub(crate) fn new(args: &RunArgs, suffix: &str) -> Self {
         let name = args.name.clone().unwrap_or_else(|| default_name(&args.argv));
-        let spec = TaskSpec {
+        let mut spec = TaskSpec {
             task_id: format!("{name}-{suffix}"),
             name,
             argv: args.argv.clone(),
@@ -53,15 +51,13 @@ impl Need {
             kill_grace_ms: args.grace.map_or(0, |g| millis(g).max(1)),
             ..TaskSpec::default()
         };
+        args.fences.apply(&mut spec);
         let class = ResourceClass::from(args.class);
-        let grant = Grant {
-            resources: None,
-            class: class.into(),
-            cpu_burst: args.cpu_burst,
-            pids_max: args.pids.unwrap_or(0),
-            ..Grant::default()
-        };
-        Self { cpu_milli: args.cpus, mem_bytes: args.mem, ports: args.ports.clone(), class, spec, grant }
+        let mut grant = Grant { class: class.into(), ..Grant::default() };
+        args.more.options(&mut grant);
+        let mut amounts = Resources { cpu_milli: args.cpus, mem_bytes: args.mem, ..Resources::default() };
+        args.more.amounts(&mut amounts);
+        Self { amounts, ports: args.ports.clone(), class, spec, grant }
     }
 
     /// The id that the task gets.
@@ -85,7 +81,7 @@ impl Need {
             Some(PortsWanted::These(set)) => set.to_ranges(),
             Some(PortsWanted::Any(_)) | None => Vec::new(),
         };
-        Resources { cpu_milli: self.cpu_milli, mem_bytes: self.mem_bytes, ports, ..Resources::default() }
+        Resources { ports, ..self.amounts.clone() }
     }
 
     /// What the offer would grant: the amounts asked for, and ports chosen from the lowest.
@@ -97,19 +93,15 @@ impl Need {
         if offer.class() != self.class {
             return Err(Misfit::Class);
         }
-        if has.cpu_milli < self.cpu_milli {
-            return Err(Misfit::Cpu(has.cpu_milli));
-        }
-        if has.mem_bytes < self.mem_bytes {
-            return Err(Misfit::Memory(has.mem_bytes));
+        let short = SCALARS.iter().find(|kind| (kind.get)(&has) < (kind.get)(&self.amounts));
+        if let Some(kind) = short {
+            let mut only = Resources::default();
+            (kind.set)(&mut only, (kind.get)(&has));
+            let none = || format!("no {}", kind.unit);
+            return Err(Misfit::Short(if only.is_empty() { none() } else { resources(&only) }));
         }
         let ports = self.choose_ports(&has.port_set().unwrap_or_default())?;
-        Ok(Resources {
-            cpu_milli: self.cpu_milli,
-            mem_bytes: self.mem_bytes,
-            ports: ports.to_ranges(),
-            ..Resources::default()
-        })
+        Ok(Resources { ports: ports.to_ranges(), ..self.amounts.clone() })
     }
 
     fn choose_ports(&self, offered: &PortSet) -> Result<PortSet, Misfit> {
@@ -133,15 +125,9 @@ impl Need {
 
     /// `2 CPUs, 1 GiB, 1 port`, with the class where it is not the usual one.
     pub(crate) fn words(&self) -> String {
-        let amount = Resources {
-            cpu_milli: self.cpu_milli,
-            mem_bytes: self.mem_bytes,
-            ports: Vec::new(),
-            ..Resources::default()
-        };
         let ports = self.ports.as_ref().map(|p| format!(", {p}")).unwrap_or_default();
         let class = if self.class == ResourceClass::Revocable { " (revocable)" } else { "" };
-        format!("{}{ports}{class}", resources(&amount))
+        format!("{}{ports}{class}", resources(&self.amounts))
     }
 }
 
@@ -215,8 +201,8 @@ pub(crate) mod tests {
     fn what_is_short_is_named() {
         let three_ports = need(&["--ports", "3"]);
         let need = need(&["--cpus", "2", "--mem", "64MiB", "--ports", "8080,31000"]);
-        assert_eq!(need.fit(&offer(1999, 64, &[])), Err(Misfit::Cpu(1999)));
-        assert_eq!(need.fit(&offer(2000, 63, &[])), Err(Misfit::Memory(63 << 20)));
+        assert_eq!(need.fit(&offer(1999, 64, &[])), Err(Misfit::Short("1.999 CPUs".to_owned())));
+        assert_eq!(need.fit(&offer(2000, 63, &[])), Err(Misfit::Short("63 MiB".to_owned())));
         let missing = need.fit(&offer(2000, 64, &[(31_000, 31_010)])).unwrap_err();
         assert_eq!(missing.to_string(), "it does not have ports 8080");
         let revocable = Offer { class: ResourceClass::Revocable.into(), ..offer(2000, 64, &[]) };

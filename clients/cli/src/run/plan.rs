@@ -259,7 +259,7 @@ impl Plan {
     fn on_output_done(&mut self, result: Result<(), String>) -> Vec<Effect> {
         let Stage::Draining(status) = &self.stage else { return Vec::new() };
         let status = status.clone();
-        let end = outcome(&status, Limits { mem_bytes: self.need.mem_bytes });
+        let end = outcome(&status, Limits { mem_bytes: self.need.amounts.mem_bytes });
         let code = self.output_failed.unwrap_or(end.code);
         // Whoever asked for the end need not be told of it.
         let expected = self.stopping && status.reason() == TaskReason::KilledByFramework;

@@ -1,6 +1,9 @@
 //! What `run` says while no offer fits.
 
-use bulkhead_proto::v1::{AgentEntry, Offer, Resources};
+use bulkhead_proto::{
+    resources::SCALARS,
+    v1::{AgentEntry, Offer, Resources},
+};
 
 use super::need::{Misfit, Need};
 use crate::quantity::{cpus, resources, size};
@@ -81,7 +84,12 @@ fn agents_words(need: &Need, agents: &[AgentEntry]) -> String {
     if mem_bytes == 0 {
         return format!("; memory: {unheld}");
     }
-    if need.cpu_milli > cpu_milli || need.mem_bytes > mem_bytes {
+    let wanted = &need.amounts;
+    let unheld_kind = SCALARS.iter().find(|kind| (kind.get)(wanted) > 0 && capacity(kind.get) == 0);
+    if let Some(kind) = unheld_kind {
+        return format!("; {}: {unheld}", kind.unit);
+    }
+    if wanted.cpu_milli > cpu_milli || wanted.mem_bytes > mem_bytes {
         return format!("; the largest agent has {} and {} in all", cpus(cpu_milli), size(mem_bytes));
     }
     let all_ports = |a: &AgentEntry| {
