@@ -91,6 +91,11 @@ impl Inside {
         self.0.parent().filter(|p| !p.as_os_str().is_empty()).map(|p| Self(p.to_owned()))
     }
 
+    /// The same path below another. It may be longer than a checked one; the kernel then refuses it.
+    pub(crate) fn below(&self, dir: &Self) -> Self {
+        Self(dir.0.join(&self.0))
+    }
+
     /// Every directory above it, outermost first.
     fn parents(&self) -> impl Iterator<Item = Self> {
         let mut parents: Vec<Self> = std::iter::successors(self.parent(), Self::parent).collect();
@@ -141,6 +146,12 @@ impl BeneathError {
     /// Where.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+impl From<BeneathError> for io::Error {
+    fn from(error: BeneathError) -> Self {
+        error.source
     }
 }
 
