@@ -150,7 +150,7 @@ fn build(ca_file: Option<&Path>) -> Result<Client, FetchError> {
     builder().tls_certs_merge(extra.clone()).build().or_else(|error| {
         // A host without any certificates, where http works all the same.
         tracing::warn!(%error, "only the certificates of artifact_ca_file are trusted");
-        let path = ca_file.unwrap_or(Path::new("artifact_ca_file")).to_owned();
+        let path = ca_file.unwrap_or_else(|| Path::new("artifact_ca_file")).to_owned();
         let built = builder().tls_certs_only(extra).build();
         built.map_err(|source| FetchError::Client { path, source: source.into() })
     })
