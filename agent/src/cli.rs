@@ -1,5 +1,7 @@
 //! The command line: flags and environment on top of the file, and the subcommands.
 
+mod calibrate;
+
 use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result, bail};
@@ -31,9 +33,18 @@ Examples:
   bulkhead-agent --master 127.0.0.1:5050
   bulkhead-agent --config /etc/bulkhead/agent.toml --ports 31000-31999
   bulkhead-agent probe            what this kernel can enforce
+  bulkhead-agent calibrate-disk /var/lib/bulkhead     what the disk can do, so that it is offered
   bulkhead-agent cleanup          end all tasks and take everything out of the kernel
 
 Exit status: 0 after SIGTERM or SIGINT, 1 when the agent could not start or go on, 2 for a wrong command line.";
+
+const CALIBRATE_EXAMPLES: &str = "\
+Examples:
+  bulkhead-agent calibrate-disk /var/lib/bulkhead
+  bulkhead-agent calibrate-disk /dev/nvme0n1 --time 1min --out /etc/bulkhead/disk.toml
+  bulkhead-agent calibrate-disk /var/lib/bulkhead --json | jq .both_at_once
+
+Exit status: 0 when the disk was measured, 1 when it could not be, 2 for a wrong command line.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -43,6 +54,17 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Measure what a disk can do, so that it can be offered and enforced
+    ///
+    /// Reads and writes a scratch file in the directory, or where the device is mounted: at most a quarter of what is
+    /// free, up to 1 GiB. It has no name, so nothing is left however this ends. A device itself is never written to.
+    /// The disk should be otherwise idle, and will be busy.
+    ///
+    /// The result goes to a model file (TOML): what the agent offers as disk_read_bytes_per_sec,
+    /// disk_write_bytes_per_sec, disk_read_ops_per_sec and disk_write_ops_per_sec, and the model that the kernel
+    /// weighs requests by (io.cost). The agent takes it at its next start.
+    #[command(after_help = CALIBRATE_EXAMPLES)]
+    CalibrateDisk(calibrate::CalibrateDisk),
     /// End all tasks of the agent with these settings, and remove its cgroups and BPF programs
     ///
     /// For uninstalling, and after a crash that nobody will follow up. Sandboxes and the journal stay.
@@ -107,10 +129,16 @@ struct Settings {
     /// Disk that is never offered, besides what others use of it [default: 1GiB]
     #[arg(long, value_name = "SIZE", global = true)]
     reserve_disk: Option<ByteSize>,
+    /// What the disk below --work-dir can do, from calibrate-disk [default: <work dir>/disk-model.toml, if there]
+    #[arg(long, value_name = "FILE", env = "BULKHEAD_AGENT_DISK_MODEL", global = true)]
+    disk_model: Option<PathBuf>,
+    /// Offer this much of what the disk was measured to do [default: 40]
+    #[arg(long, value_name = "PERCENT", global = true)]
+    disk_offer_percent: Option<u32>,
     /// Hold back what everything that is not a task is measured to use [default: true]
     #[arg(long, value_name = "BOOL", global = true)]
     measure_strangers: Option<bool>,
-    /// Offer these kinds (cpu,mem,pids,ports,disk) even where this kernel cannot enforce them
+    /// Offer these kinds (cpu,mem,pids,ports,disk,disk_io) even where this kernel cannot enforce them
     #[arg(long, value_name = "KINDS", value_delimiter = ',', global = true)]
     allow_unenforced: Vec<String>,
     /// Whom tasks run as that name no user [default: nobody]
@@ -146,6 +174,8 @@ impl Settings {
             reserve_cpu_milli,
             reserve_mem,
             reserve_disk,
+            disk_model,
+            disk_offer_percent,
             measure_strangers,
             task_user
         );
@@ -171,6 +201,7 @@ impl Cli {
         match self.command {
             None => serve(self.settings.resolve()?),
             Some(Command::Probe { json }) => probe(&self.settings.resolve()?, json),
+            Some(Command::CalibrateDisk(args)) => calibrate::run(&args, &self.settings.resolve()?),
             Some(Command::Cleanup) => {
                 runtime()?.block_on(node::cleanup(&self.settings.resolve()?))?;
                 Ok(ExitCode::SUCCESS)

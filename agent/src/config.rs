@@ -51,9 +51,14 @@ pub struct Config {
     /// Project ids that sandboxes are counted under, FIRST-LAST. Nobody else may use them on this file system, but
     /// other agents may.
     pub disk_projects: String,
+    /// Model of the disk below `work_dir`, made by `calibrate-disk`; empty is `disk-model.toml` in `work_dir`, if there.
+    pub disk_model: PathBuf,
+    /// Of what the disk was measured to do, this much is offered. Bytes and operations are two sides of the same time,
+    /// so 40 % of all four kinds together are 80 % of the disk's time.
+    pub disk_offer_percent: u32,
     /// Also hold back what everything that is not a task is measured to use. Off, only the reserve is.
     pub measure_strangers: bool,
-    /// Kinds (cpu, mem, pids, ports, disk) that are offered although this kernel cannot enforce them.
+    /// Kinds ([`KINDS`]) that are offered although this kernel cannot enforce them.
     pub allow_unenforced: Vec<String>,
     /// Whom tasks run as that name no user.
     pub task_user: String,
@@ -99,6 +104,8 @@ impl Default for Config {
             reserve_mem: ByteSize::mib(256),
             reserve_disk: ByteSize::gib(1),
             disk_projects: "16777216-33554431".into(),
+            disk_model: PathBuf::new(),
+            disk_offer_percent: 40,
             measure_strangers: true,
             allow_unenforced: Vec::new(),
             task_user: "nobody".into(),
@@ -149,7 +156,9 @@ pub enum ConfigError {
 }
 
 /// Kinds that `allow_unenforced` takes.
-pub const KINDS: [&str; 5] = ["cpu", "mem", "pids", "ports", "disk"];
+pub const KINDS: [&str; 6] = ["cpu", "mem", "pids", "ports", "disk", "disk_io"];
+/// Where `calibrate-disk` leaves its model for the agent, in the work directory.
+pub const DISK_MODEL: &str = "disk-model.toml";
 
 impl Config {
     /// Reads a file; settings that it does not name keep their defaults.
@@ -187,6 +196,9 @@ impl Config {
         }
         if let Some(kind) = self.allow_unenforced.iter().find(|k| !KINDS.contains(&k.as_str())) {
             return bad("allow_unenforced", kind.clone(), &format!("the kinds are {}", KINDS.join(", ")));
+        }
+        if self.disk_offer_percent > 100 {
+            return bad("disk_offer_percent", self.disk_offer_percent.to_string(), "give 0 to 100");
         }
         if !self.cpus.is_finite() || self.cpus < 0.0 {
             return bad("cpus", self.cpus.to_string(), "give a number of CPUs, or 0 for all");
@@ -233,6 +245,14 @@ impl Config {
     /// May this kind be offered although nothing enforces it?
     pub fn allows_unenforced(&self, kind: &str) -> bool {
         self.allow_unenforced.iter().any(|k| k == kind)
+    }
+
+    /// The disk's model: the one that was named, or the one in its place, if there is one.
+    pub fn disk_model_path(&self) -> Option<PathBuf> {
+        if !self.disk_model.as_os_str().is_empty() {
+            return Some(self.disk_model.clone());
+        }
+        Some(self.work_dir.join(DISK_MODEL)).filter(|path| path.exists())
     }
 
     /// `kill_grace_ms` as a duration.
@@ -299,5 +319,8 @@ mod tests {
         let little = Config { default_disk: ByteSize::kib(1), ..Config::default() };
         assert!(refused(little).contains("default_disk"));
         assert!(refused(Config { sample_every_ms: 0, ..Config::default() }).contains("sample_every_ms"));
+        assert!(
+            refused(Config { disk_offer_percent: 101, ..Config::default() }).contains("disk_offer_percent")
+        );
     }
 }

@@ -137,7 +137,7 @@ const BYTES_PER_INODE: u64 = 16 * 1024;
 /// Even a small sandbox holds a few files.
 const MIN_INODES: u64 = 128;
 /// The kernel's default share.
-const IO_WEIGHT: u32 = 100;
+pub const IO_WEIGHT: u32 = 100;
 /// The shares that `io.weight` takes.
 const IO_WEIGHTS: RangeInclusive<u32> = 1..=10_000;
 /// The smallest quota that `cpu.max` takes is 1 ms, a hundredth of the default period.

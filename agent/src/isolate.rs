@@ -17,6 +17,7 @@ use crate::{
 };
 
 pub mod cpu;
+pub mod disk_io;
 pub mod disk_space;
 pub mod memory;
 pub mod pids;

@@ -2,8 +2,10 @@
 #![allow(unsafe_code, reason = "system calls that no crate wraps; every block states what makes it sound")]
 
 pub mod appender;
+pub mod block;
 pub mod bpf;
 pub mod cgroupfs;
+pub mod io_cost;
 pub mod limits;
 pub mod pidfd;
 pub mod probe;

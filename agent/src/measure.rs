@@ -1,6 +1,7 @@
 //! What the node has and what is in use, read from the kernel: one file a source.
 
 pub mod disk;
+pub mod disk_speed;
 pub mod node;
 pub mod ports;
 pub mod sampler;

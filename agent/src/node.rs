@@ -14,7 +14,13 @@ use crate::{
     grant::GrantDefaults,
     identity::{self, Held},
     isolate::{
-        Isolator, Isolators, cpu::Cpu, disk_space::DiskSpace, memory::Memory, pids::Pids, ports::Ports,
+        Isolator, Isolators,
+        cpu::Cpu,
+        disk_io::{self, DiskIo},
+        disk_space::DiskSpace,
+        memory::Memory,
+        pids::Pids,
+        ports::Ports,
         tree::Tree,
     },
     journal::Journal,
@@ -82,6 +88,12 @@ pub enum NodeError {
     /// A part of the agent panicked.
     #[error("a part of the agent ended unexpectedly")]
     Task(#[from] tokio::task::JoinError),
+    /// The disk's model.
+    #[error(transparent)]
+    DiskModel(#[from] crate::measure::disk_speed::ModelError),
+    /// The disk's cost model in the kernel.
+    #[error(transparent)]
+    IoCost(#[from] crate::kernel::io_cost::IoCostError),
     /// A metric registered twice.
     #[error("register the metrics")]
     Metrics(#[from] prometheus::Error),
@@ -120,13 +132,15 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     });
 
     let disk = if features.has("disk_quota") { Some(open_disk(&config)?) } else { None };
+    let disk_io = DiskIo::set_up(&tree, &config)?;
+    let disk_measured = disk_io.measured().cloned().unwrap_or_default();
     let enforced = Enforced {
         cpu: tree.has("cpu"),
         mem: tree.has("memory"),
         pids: tree.has("pids"),
         ports: bpf.ports.is_some(),
         disk: disk.is_some(),
-        ..Enforced::default()
+        disk_io: disk_io.enforces(),
     };
     let tcp = api::bind(config.listen).await?;
     let listening =
@@ -140,7 +154,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         );
     }
     let events = Arc::new(EventLog::new(agent.agent_id.clone(), Arc::clone(&metrics)));
-    let isolators = Arc::new(isolators(&tree, &bpf, disk.as_ref(), &events));
+    let isolators = Arc::new(isolators(&tree, &bpf, disk.as_ref(), &events, disk_io));
     let launcher = Launcher::new(
         tree.clone(),
         Arc::clone(&isolators),
@@ -149,7 +163,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         config.allow_root_tasks,
     );
     let (mut keeper, messages) = Keeper::new(Parts {
-        ledger: ledger(&config, machine, &enforced)?,
+        ledger: ledger(&config, machine, &disk_measured, &enforced)?,
         reporter: Reporter::new(enforced, std::time::Duration::from_millis(config.report_every_ms)),
         agent,
         launcher,
@@ -250,7 +264,13 @@ fn open_disk(config: &Config) -> Result<Arc<DiskSpace>, NodeError> {
     Ok(Arc::new(DiskSpace::open(&config.work_dir, projects)?))
 }
 
-fn isolators(tree: &Tree, bpf: &Bpf, disk: Option<&Arc<DiskSpace>>, events: &Arc<EventLog>) -> Isolators {
+fn isolators(
+    tree: &Tree,
+    bpf: &Bpf,
+    disk: Option<&Arc<DiskSpace>>,
+    events: &Arc<EventLog>,
+    disk_io: DiskIo,
+) -> Isolators {
     let mut parts: Vec<Box<dyn Isolator>> = Vec::new();
     if tree.has("cpu") {
         parts.push(Box::new(Cpu));
@@ -267,11 +287,18 @@ fn isolators(tree: &Tree, bpf: &Bpf, disk: Option<&Arc<DiskSpace>>, events: &Arc
     if let Some(rules) = &bpf.ports {
         parts.push(Box::new(Ports::new(Arc::clone(rules), Arc::clone(events))));
     }
+    // Always there: it refuses what it cannot hold.
+    parts.push(Box::new(disk_io));
     Isolators::new(parts)
 }
 
 /// What the machine has and the operator wants offered, without kinds that nothing would enforce.
-fn ledger(config: &Config, machine: NodeCapacity, enforced: &Enforced) -> Result<Ledger, NodeError> {
+fn ledger(
+    config: &Config,
+    machine: NodeCapacity,
+    disk_io: &Resources,
+    enforced: &Enforced,
+) -> Result<Ledger, NodeError> {
     let disk = DiskUse::read(&config.work_dir)?;
     let offered = |kind, enforced| enforced || config.allows_unenforced(kind);
     let all_cpu_milli = machine.cpus.saturating_mul(1000);
@@ -310,7 +337,10 @@ fn ledger(config: &Config, machine: NodeCapacity, enforced: &Enforced) -> Result
         disk_bytes: config.reserve_disk.as_u64(),
         ..Resources::default()
     };
-    Ok(Ledger::new(capacity, &floor))
+    let disk_io_offered = bounded && offered("disk_io", enforced.disk_io);
+    let disk_io = if disk_io_offered { disk_io.clone() } else { Resources::default() };
+    let kept = disk_io::kept_back(&disk_io, config.disk_offer_percent);
+    Ok(Ledger::new(capacity.plus(&disk_io), &floor.plus(&kept)))
 }
 
 fn info(config: &Config, listening: String) -> Result<AgentInfo, NodeError> {
@@ -359,6 +389,7 @@ pub async fn cleanup(config: &Config) -> Result<(), NodeError> {
         root.remove().map_err(NodeError::Tree)?;
         tracing::info!(cgroup = %root.path().display(), "removed");
     }
+    disk_io::restore_model(config)?;
     // Last: tasks are held to their ports as long as they run.
     bpf::remove(&pin_dir(config))?;
     // Shared with other agents on this host: it goes with the last one.

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Controllers that isolators use, where the kernel has them.
-const WANTED: [&str; 3] = ["cpu", "memory", "pids"];
+const WANTED: [&str; 4] = ["cpu", "io", "memory", "pids"];
 
 /// The agent's part of the cgroup tree.
 #[derive(Clone, Debug)]

@@ -8,7 +8,7 @@ use super::{
     appender::io_uring_works,
     bpf,
     cgroupfs::{Cgroup, cgroup2_mount},
-    quota, spawn,
+    io_cost, quota, spawn,
 };
 
 /// One thing that a kernel has or has not.
@@ -129,6 +129,23 @@ fn controllers(mount: Option<&Path>) -> Vec<Feature> {
             "memory is not offered",
         ),
         feature("cgroup_pids", find("pids"), "the number of processes: pids.max", "nothing is offered"),
+        feature(
+            "cgroup_io",
+            find("io"),
+            "disk I/O: io.max, for bytes and operations, buffered writes too",
+            "disk I/O is not offered",
+        ),
+        feature(
+            "io_cost",
+            match mount {
+                Some(root) if io_cost::available(&Cgroup::at(root)) => {
+                    Ok("io.cost.model, io.cost.qos".to_owned())
+                }
+                _ => Err("no io.cost.model in the root cgroup (CONFIG_BLK_CGROUP_IOCOST)".to_owned()),
+            },
+            "shares of a disk by the cost of each request, with a model from calibrate-disk",
+            "disk I/O is not offered, unless the disk's scheduler is bfq",
+        ),
     ]
 }
 
