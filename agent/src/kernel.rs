@@ -6,6 +6,7 @@ pub mod block;
 pub mod bpf;
 pub mod cgroupfs;
 pub mod io_cost;
+pub mod landlock;
 pub mod limits;
 pub mod pidfd;
 pub mod probe;

@@ -1,8 +1,10 @@
 //! From an accepted task to a running program: a pure plan, and an executor that undoes what it began.
 
+pub mod capability;
 pub mod execute;
 pub mod plan;
 pub mod sandbox;
+pub mod seccomp;
 
 pub use execute::{LaunchError, Launcher, Running};
 pub use plan::{Plan, PlanError};

@@ -8,7 +8,7 @@ use super::{
     appender::io_uring_works,
     bpf,
     cgroupfs::{Cgroup, cgroup2_mount},
-    io_cost, quota, spawn,
+    io_cost, landlock, quota, spawn,
 };
 
 /// One thing that a kernel has or has not.
@@ -64,6 +64,21 @@ impl Features {
             quota::probe(work_dir),
             "disk space: project quotas of bytes and files, refused in the task's own call",
             "disk is not offered, and tasks are not bounded in it",
+        ));
+        features.push(feature(
+            "seccomp",
+            seccomp(),
+            "which system calls a task may make",
+            "tasks that are to be confined are refused",
+        ));
+        features.push(feature(
+            "landlock",
+            landlock::version().map_err(str::to_owned).map(|(abi, scopes)| {
+                let scopes = if scopes { "with" } else { "without" };
+                format!("version {abi}, {scopes} scopes for signals and abstract sockets")
+            }),
+            "which of the host's files a task without an image reaches",
+            "tasks that are to be confined are refused, unless they have an image",
         ));
         features.push(feature(
             "io_uring",
@@ -178,6 +193,18 @@ fn cgroup_calls(mount: Option<&Path>) -> Vec<Feature> {
             "the agent does not start",
         ),
     ]
+}
+
+/// Asks whether filters may answer with an errno, which every profile does.
+fn seccomp() -> Result<String, String> {
+    let action: u32 = libc::SECCOMP_RET_ERRNO;
+    // SAFETY: the kernel reads one word, which lives through the call.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) };
+    match answer {
+        0 => Ok("filters that answer with an errno".to_owned()),
+        _ => Err(format!("seccomp(SECCOMP_GET_ACTION_AVAIL): {}", std::io::Error::last_os_error())),
+    }
 }
 
 /// Starts a program that is not there: the kernel makes the process in the cgroup, and nothing runs.
