@@ -9,7 +9,7 @@ use std::{
 };
 
 use landlock::{
-    ABI, Access as _, AccessFs, BitFlags, LandlockStatus, PathBeneath, RulesetAttr as _, RulesetCreated,
+    ABI, Access as _, AccessFs, BitFlags, PathBeneath, RulesetAttr as _, RulesetCreated,
     RulesetCreatedAttr as _, RulesetError, Scope,
 };
 
@@ -68,14 +68,18 @@ pub enum LandlockError {
 /// # Errors
 /// Why there is none.
 pub fn version() -> Result<(ABI, bool), &'static str> {
-    match LandlockStatus::current() {
-        LandlockStatus::Available { effective_abi, .. } => {
-            let abi = effective_abi.min(NEWEST);
-            Ok((abi, abi >= WITH_SCOPES))
-        }
-        LandlockStatus::NotEnabled => Err("built in, not enabled at boot: lsm=landlock,..."),
-        _ => Err("not built in: CONFIG_SECURITY_LANDLOCK"),
+    const VERSION: u32 = 1;
+    let nothing = std::ptr::null::<u8>();
+    // SAFETY: with this flag the call takes no memory, and answers with a number.
+    let answer = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, nothing, 0, VERSION) };
+    if answer < 0 {
+        return Err(match io::Error::last_os_error().raw_os_error() {
+            Some(libc::EOPNOTSUPP) => "built in, not enabled at boot: lsm=landlock,...",
+            _ => "not built in: CONFIG_SECURITY_LANDLOCK",
+        });
     }
+    let abi = ABI::from(i32::try_from(answer).unwrap_or(i32::MAX)).min(NEWEST);
+    Ok((abi, abi >= WITH_SCOPES))
 }
 
 /// Makes a ruleset for `landlock_restrict_self`, which needs `no_new_privs` or CAP_SYS_ADMIN. Everything below the
