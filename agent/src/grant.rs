@@ -361,7 +361,7 @@ fn device(asked: &v1::Device) -> Result<DeviceRule, GrantError> {
 #[cfg(test)]
 pub(crate) const TEST_DEFAULTS: GrantDefaults = GrantDefaults {
     pids_max: 9,
-    disk_bytes: 1 << 20,
+    disk_bytes: 0,
     output_bytes: 1 << 16,
     stall_percent: 50,
     stall_for: Duration::from_secs(10),
@@ -466,7 +466,10 @@ mod tests {
         let plain = check(asked(500, 1 << 20));
         assert_eq!((plain.cpu.cap_milli, plain.cpu.period_usec), (Some(500), PERIOD_USEC));
         assert_eq!((plain.mem.max_bytes, plain.mem.high_bytes, plain.mem.oom_group), (1 << 20, None, true));
-        assert_eq!((plain.disk.bytes, plain.disk.inodes), (1 << 20, MIN_INODES));
+        assert_eq!((plain.disk.bytes, plain.disk.inodes), (0, MIN_INODES));
+        let held = GrantDefaults { disk_bytes: 64 << 20, ..TEST_DEFAULTS };
+        let disk = Grant::check(Some(&asked(500, 1 << 20)), &held).unwrap().disk;
+        assert_eq!((disk.bytes, disk.inodes), (64 << 20, (64 << 20) / BYTES_PER_INODE));
         assert_eq!(plain.disk.read_bytes_per_sec, None);
         let bursting = check(v1::Grant { cpu_burst: true, ..asked(500, 1 << 20) });
         assert_eq!(bursting.cpu.cap_milli, None);

@@ -20,6 +20,7 @@ pub mod cpu;
 pub mod disk_io;
 pub mod disk_space;
 pub mod memory;
+pub mod output;
 pub mod pids;
 pub mod ports;
 pub mod tree;

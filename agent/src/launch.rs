@@ -3,6 +3,7 @@
 pub mod capability;
 pub mod execute;
 pub mod plan;
+mod removal;
 pub mod sandbox;
 pub mod seccomp;
 

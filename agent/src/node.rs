@@ -19,6 +19,7 @@ use crate::{
         disk_io::{self, DiskIo},
         disk_space::DiskSpace,
         memory::Memory,
+        output::Outputs,
         pids::Pids,
         ports::Ports,
         tree::Tree,
@@ -154,7 +155,8 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         );
     }
     let events = Arc::new(EventLog::new(agent.agent_id.clone(), Arc::clone(&metrics)));
-    let isolators = Arc::new(isolators(&tree, &bpf, disk.as_ref(), &events, disk_io));
+    let outputs = if features.has("punch_hole") { bound_outputs(&events) } else { None };
+    let isolators = Arc::new(isolators(&tree, &bpf, disk.as_ref(), outputs.as_ref(), &events, disk_io));
     let launcher = Launcher::new(
         tree.clone(),
         Arc::clone(&isolators),
@@ -264,10 +266,26 @@ fn open_disk(config: &Config) -> Result<Arc<DiskSpace>, NodeError> {
     Ok(Arc::new(DiskSpace::open(&config.work_dir, projects)?))
 }
 
+/// Outputs that are cut as they grow, from now on. Without inotify they grow as far as the quota allows.
+fn bound_outputs(events: &Arc<EventLog>) -> Option<Arc<Outputs>> {
+    match Outputs::new(Arc::clone(events)) {
+        Ok(outputs) => {
+            let outputs = Arc::new(outputs);
+            tokio::spawn(Arc::clone(&outputs).run());
+            Some(outputs)
+        }
+        Err(error) => {
+            tracing::error!(%error, "watch outputs (see fs.inotify.max_user_instances): they are not bounded");
+            None
+        }
+    }
+}
+
 fn isolators(
     tree: &Tree,
     bpf: &Bpf,
     disk: Option<&Arc<DiskSpace>>,
+    outputs: Option<&Arc<Outputs>>,
     events: &Arc<EventLog>,
     disk_io: DiskIo,
 ) -> Isolators {
@@ -283,6 +301,9 @@ fn isolators(
     }
     if let Some(disk) = disk {
         parts.push(Box::new(Arc::clone(disk)));
+    }
+    if let Some(outputs) = outputs {
+        parts.push(Box::new(Arc::clone(outputs)));
     }
     if let Some(rules) = &bpf.ports {
         parts.push(Box::new(Ports::new(Arc::clone(rules), Arc::clone(events))));

@@ -21,7 +21,7 @@ use tokio::{
 };
 use tonic::Status;
 
-use crate::{keeper::Located, kernel::ready::Ready, launch::Sandbox};
+use crate::{isolate::output::data_from, keeper::Located, kernel::ready::Ready, launch::Sandbox};
 
 /// Bytes in one message: large enough to be cheap, small enough that a reader sees progress.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -117,16 +117,28 @@ impl Output {
     }
 
     fn read(&mut self) -> Result<Option<LogChunk>, Status> {
-        let left = usize::try_from(self.end.saturating_sub(self.offset)).unwrap_or(usize::MAX);
-        let mut data = vec![0; CHUNK_BYTES.min(left)];
-        let count = self
-            .file
-            .read_at(&mut data, self.offset)
-            .map_err(|e| Status::internal(format!("read the task's output: {e}")))?;
-        if count == 0 {
+        let failed = |e| Status::internal(format!("read the task's output: {e}"));
+        let data = loop {
+            // Where its head was cut off, it begins behind the hole; the offset of the chunk tells.
+            let Some(offset) = data_from(&self.file, self.offset).map_err(failed)? else { return Ok(None) };
+            if offset >= self.end {
+                return Ok(None);
+            }
+            let left = usize::try_from(self.end - offset).unwrap_or(usize::MAX);
+            let mut data = vec![0; CHUNK_BYTES.min(left)];
+            let count = self.file.read_at(&mut data, offset).map_err(failed)?;
+            self.offset = offset;
+            // What was cut off while it was read reads as zeros.
+            if count > 0 && data_from(&self.file, offset).map_err(failed)? != Some(offset) {
+                continue;
+            }
+            data.truncate(count);
+            break data;
+        };
+        if data.is_empty() {
             return Ok(None);
         }
-        data.truncate(count);
+        let count = data.len();
         let chunk = LogChunk { stream: self.stream.into(), offset: self.offset, data };
         self.offset += count as u64;
         Ok(Some(chunk))
@@ -243,6 +255,24 @@ mod tests {
         assert_eq!(chunks.len(), 1);
         let chunk = chunks[0].as_ref().unwrap();
         assert_eq!((chunk.data.as_slice(), chunk.offset), (b"789".as_slice(), 7));
+    }
+
+    #[tokio::test]
+    async fn reading_begins_behind_the_hole() {
+        let (_dir, sandbox, mut stdout) = sandbox();
+        let hole = 4 * CHUNK_BYTES;
+        stdout.set_len(hole as u64).unwrap();
+        stdout.write_all(b"behind").unwrap();
+        let (_ended, place) = located(&sandbox);
+        let request = ReadLogRequest {
+            tail_bytes: hole as u64,
+            stream: LogStream::Stdout.into(),
+            ..Default::default()
+        };
+        let chunks: Vec<_> = read(place, &request).unwrap().collect().await;
+        let seen: Vec<_> =
+            chunks.iter().map(|c| c.as_ref().unwrap()).map(|c| (c.offset, c.data.len())).collect();
+        assert_eq!(seen, [(hole as u64, 6)]);
     }
 
     #[tokio::test]

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::isolate::output;
+
 use super::{
     appender::io_uring_works,
     bpf,
@@ -79,6 +81,12 @@ impl Features {
             }),
             "which of the host's files a task without an image reaches",
             "tasks that are to be confined are refused, unless they have an image",
+        ));
+        features.push(feature(
+            "punch_hole",
+            output::probe(work_dir),
+            "stdout and stderr: their heads are cut off",
+            "outputs grow without bound, or to the quota",
         ));
         features.push(feature(
             "io_uring",

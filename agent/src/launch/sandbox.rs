@@ -16,6 +16,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use super::removal;
+
 /// A step of making or clearing a sandbox failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{op} {}", path.display())]
@@ -108,12 +110,7 @@ impl Sandbox {
     /// # Errors
     /// When something cannot be removed; a directory that is gone is no error.
     pub fn remove(&self) -> Result<(), SandboxError> {
-        match fs::remove_dir_all(&self.dir) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(SandboxError::at("remove", &self.dir)(e));
-            }
-            _ => {}
-        }
+        removal::remove_tree(&self.dir).map_err(SandboxError::at("remove", &self.dir))?;
         // The framework's directory goes with its last sandbox.
         if let Some(framework) = self.dir.parent() {
             drop(fs::remove_dir(framework));
