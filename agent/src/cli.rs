@@ -208,7 +208,7 @@ impl Cli {
             }
             Some(Command::BpfLoad { pin_dir, cgroup, task_level }) => {
                 let report = bpf::load_and_pin(&bpf::LoadSpec { pin_dir, cgroup, task_level })?;
-                if let Some(error) = report.no_exits {
+                for error in report.missing {
                     // The agent that started this reads it.
                     tracing::warn!("{:#}", anyhow::Error::new(error));
                 }

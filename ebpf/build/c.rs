@@ -1,4 +1,4 @@
-//! `observe`: C with CO-RE, compiled by clang, and the libbpf skeleton of the result.
+//! `observe`: C with CO-RE, compiled by clang, and the libbpf skeletons of the results.
 
 use std::{
     env,
@@ -10,18 +10,25 @@ use libbpf_cargo::SkeletonBuilder;
 
 use crate::host::{missing, read, stdout, write};
 
-const SOURCE: &str = "observe/exits.bpf.c";
+/// Each is an object of its own: what one of them needs of a kernel must not keep the others from loading.
+const OBJECTS: [&str; 2] = ["exits", "ooms"];
 /// clang 14 is the first whose objects have everything that CO-RE uses here.
 const OLDEST_CLANG: u32 = 14;
 const NEWEST_CLANG: u32 = 30;
 
-/// Leaves `exits.bpf.o` and `exits.skel.rs` in `out`, and returns the object.
+/// Leaves `<object>.bpf.o` and `<object>.skel.rs` of each in `out`, and returns the objects, one after the other.
 pub(crate) fn build(out: &Path) -> Result<Vec<u8>, String> {
     let clang = find_clang()?;
-    write(&out.join("bulkhead_abi.h"), format!("#pragma once\n{}", bulkhead_abi::C_HEADER))?;
-    let object = out.join("exits.bpf.o");
+    write(&out.join("bulkhead_abi.h"), format!("#pragma once\n{}", bulkhead_abi::C_HEADER.concat()))?;
+    let objects = OBJECTS.map(|name| compile(name, &clang, out));
+    objects.into_iter().collect::<Result<Vec<_>, _>>().map(|objects| objects.concat())
+}
+
+fn compile(name: &str, clang: &Path, out: &Path) -> Result<Vec<u8>, String> {
+    let source = format!("observe/{name}.bpf.c");
+    let object = out.join(format!("{name}.bpf.o"));
     SkeletonBuilder::new()
-        .source(SOURCE)
+        .source(&source)
         .obj(&object)
         .clang(clang)
         .clang_args([
@@ -34,8 +41,8 @@ pub(crate) fn build(out: &Path) -> Result<Vec<u8>, String> {
         ])
         // rustup's rustfmt fails where the component is not installed, and nobody reads the file.
         .rustfmt("cat")
-        .build_and_generate(out.join("exits.skel.rs"))
-        .map_err(|e| format!("{SOURCE}: {e:#}"))?;
+        .build_and_generate(out.join(format!("{name}.skel.rs")))
+        .map_err(|e| format!("{source}: {e:#}"))?;
     read(&object)
 }
 

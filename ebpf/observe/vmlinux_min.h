@@ -27,16 +27,66 @@ typedef struct {
 	int counter;
 } atomic_t;
 
+typedef struct {
+	__s64 counter;
+} atomic_long_t;
+
 struct signal_struct {
 	atomic_t live; /* threads that have not begun to exit */
 	unsigned int flags;
 	int group_exit_code;
 };
 
+struct kernfs_node {
+	__u64 id;
+};
+
+struct cgroup;
+
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
+	struct cgroup_subsys_state *parent;
+};
+
+struct cgroup {
+	struct cgroup_subsys_state self; /* its parent is the parent cgroup's `self` */
+	int level;
+	struct kernfs_node *kn;
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp; /* of the v2 hierarchy */
+};
+
+/* Indexes of rss_stat. */
+enum { MM_FILEPAGES, MM_ANONPAGES, MM_SWAPENTS, MM_SHMEMPAGES, NR_MM_COUNTERS };
+
+struct percpu_counter {
+	__s64 count; /* of all processors together, apart from what each still holds back */
+};
+
+struct mm_struct {
+	struct percpu_counter rss_stat[NR_MM_COUNTERS];
+};
+
+/* Up to Linux 6.1. */
+struct mm_rss_stat {
+	atomic_long_t count[NR_MM_COUNTERS];
+};
+
+struct mm_struct___v6_1 {
+	struct mm_rss_stat rss_stat;
+};
+
 struct task_struct {
 	int exit_code;
+	int pid;
+	int tgid;
+	char comm[16];
 	struct task_struct *group_leader;
 	struct signal_struct *signal;
+	struct mm_struct *mm;
+	struct css_set *cgroups;
 };
 
 #pragma clang attribute pop

@@ -101,7 +101,7 @@ fn load() {
     let mut line = || lines.next().unwrap();
     let spec =
         LoadSpec { pin_dir: line().into(), cgroup: line().into(), task_level: line().parse().unwrap() };
-    if let Some(error) = bpf::load_and_pin(&spec).unwrap().no_exits {
+    for error in bpf::load_and_pin(&spec).unwrap().missing {
         eprintln!("{}", bulkhead_agent::error_chain(&error));
     }
 }

@@ -1,37 +1,9 @@
 //! How tasks ended. `observe` (C) and the agent share these.
 
+use crate::c::shared_with_c;
+
 /// Most tasks whose main process is watched at one time.
 pub const MAX_EXITS: u32 = 8192;
-
-/// Defines a type of plain integers and its C declaration from one text.
-macro_rules! shared_with_c {
-    (@c u32) => { "__u32" };
-    (@c u64) => { "__u64" };
-    (
-        $(#[doc = $doc:literal])*
-        pub struct $name:ident as $c_name:literal {
-            $($(#[doc = $field_doc:literal])* pub $field:ident: $ty:tt,)+
-        }
-    ) => {
-        $(#[doc = $doc])*
-        #[repr(C)]
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub struct $name {
-            $($(#[doc = $field_doc])* pub $field: $ty,)+
-        }
-
-        const _: () = assert!(size_of::<$name>() == 0 $(+ size_of::<$ty>())+, "padding");
-
-        impl $name {
-            /// The same type in C.
-            const C_DECLARATION: &str = concat!(
-                "struct ", $c_name, " {\n",
-                $("\t", shared_with_c!(@c $ty), " ", stringify!($field), ";\n",)+
-                "};\n",
-            );
-        }
-    };
-}
 
 shared_with_c! {
     /// The end of a task's main process.
@@ -44,9 +16,6 @@ shared_with_c! {
         pub exited_ns: u64,
     }
 }
-
-/// The C declarations of this crate's types. They expect `__u32` and `__u64` to be defined.
-pub const C_HEADER: &str = ExitRecord::C_DECLARATION;
 
 /// Sound because of the size asserted by the macro: no padding, and every bit pattern is a value.
 #[cfg(feature = "user")]
@@ -61,6 +30,6 @@ mod tests {
     #[test]
     fn c_sees_the_same_fields_in_the_same_order() {
         let expected = "struct exit_record {\n\t__u32 main_tgid;\n\t__u32 status;\n\t__u64 exited_ns;\n};\n";
-        assert_eq!(super::C_HEADER, expected);
+        assert_eq!(super::ExitRecord::C_DECLARATION, expected);
     }
 }

@@ -9,10 +9,13 @@
 #![no_std]
 #![cfg_attr(not(feature = "user"), forbid(unsafe_code))]
 
+mod c;
 mod exits;
+mod ooms;
 mod ports;
 
-pub use exits::{C_HEADER, ExitRecord, MAX_EXITS};
+pub use exits::{ExitRecord, MAX_EXITS};
+pub use ooms::{MAX_OOMS, OomRecord};
 pub use ports::{
     COMM_LEN, Denial, DenialEvent, DenialKey, EVENT_RING_BYTES, GrantIndex, INDEX_WORDS, MAX_DENIALS,
     MAX_DENIED_PORTS, MAX_PORT_WORDS, MAX_SOCKETS, MAX_TASKS, PORTS_PER_WORD, PortUse, PortWordKey, Protocol,
@@ -21,6 +24,9 @@ pub use ports::{
 
 /// Version of every layout in this crate, part of the name of the pin directories.
 pub const ABI_VERSION: u32 = 1;
+
+/// The C declarations of the types that `observe` uses. They expect `__u8`, `__u32` and `__u64` to be defined.
+pub const C_HEADER: [&str; 2] = [ExitRecord::C_DECLARATION, OomRecord::C_DECLARATION];
 
 /// Names of maps, programs and globals: the identifiers in `enforce` and `observe`, and the names
 /// under which they are pinned.
@@ -52,4 +58,9 @@ pub mod names {
     pub const EXITS: &str = "exits";
     /// The pinned link of the program that records exits.
     pub const EXIT_LINK: &str = "process_exit";
+
+    /// Cgroup id of a task -> [`OomRecord`](crate::OomRecord). Made by the agent, filled by `observe`.
+    pub const OOMS: &str = "ooms";
+    /// The pinned link of the program that records victims of the out-of-memory killer.
+    pub const OOM_LINK: &str = "mark_victim";
 }

@@ -12,8 +12,11 @@ use aya::{
         links::{FdLink, LinkError},
     },
 };
-use bulkhead_abi::{MAX_EXITS, names};
-use bulkhead_ebpf::{ENFORCE, observe::exits::ExitsSkelBuilder};
+use bulkhead_abi::{MAX_EXITS, MAX_OOMS, names};
+use bulkhead_ebpf::{
+    ENFORCE,
+    observe::{exits::ExitsSkelBuilder, ooms::OomsSkelBuilder},
+};
 use libbpf_rs::{
     MapCore as _, MapFlags, MapHandle,
     skel::{OpenSkel as _, SkelBuilder as _},
@@ -27,8 +30,9 @@ use super::{
 /// What was loaded besides the port rules, without which loading fails.
 #[derive(Debug)]
 pub struct LoadReport {
-    /// Why exits are not recorded. The subcommand prints it to standard error and succeeds.
-    pub no_exits: Option<BpfError>,
+    /// Why exits, or victims of the out-of-memory killer, are not recorded. The subcommand prints it to standard
+    /// error and succeeds.
+    pub missing: Vec<BpfError>,
 }
 
 /// Loads what is not there yet, attaches it, pins it, and removes what older agents left.
@@ -42,9 +46,9 @@ pub fn load_and_pin(spec: &LoadSpec) -> Result<LoadReport, BpfError> {
     create_dir(&spec.pin_dir)?;
     let names = PinNames::of(spec)?;
     complete(spec, &names.ports, load_ports)?;
-    let no_exits = complete(spec, &names.exits, load_exits).err();
+    let observed = [complete(spec, &names.exits, load_exits), complete(spec, &names.ooms, load_ooms)];
     remove_stale(spec, &names)?;
-    Ok(LoadReport { no_exits })
+    Ok(LoadReport { missing: observed.into_iter().filter_map(Result::err).collect() })
 }
 
 /// Has a directory filled and gives it its name.
@@ -141,10 +145,7 @@ fn load_exits(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfE
 }
 
 fn load_exits_with(spec: &LoadSpec, dir: &Path, typed: bool) -> Result<(), BpfError> {
-    let failed = |op: &str| {
-        let op = format!("{op} the BPF object `exits`");
-        |source| BpfError::Observe { op, source }
-    };
+    let failed = |op| observing(op, "exits");
     let mut memory = std::mem::MaybeUninit::uninit();
     let mut open = ExitsSkelBuilder::default().open(&mut memory).map_err(failed("open"))?;
     open.progs.process_exit_btf.set_autoload(typed);
@@ -158,6 +159,27 @@ fn load_exits_with(spec: &LoadSpec, dir: &Path, typed: bool) -> Result<(), BpfEr
     let mut link = program.attach().map_err(failed("attach"))?;
     exits.maps.exits.pin(dir.join(names::EXITS)).map_err(failed("pin the map of"))?;
     link.pin(dir.join(names::EXIT_LINK)).map_err(failed("pin the link of"))
+}
+
+fn load_ooms(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
+    let failed = |op| observing(op, "ooms");
+    let mut memory = std::mem::MaybeUninit::uninit();
+    let mut open = OomsSkelBuilder::default().open(&mut memory).map_err(failed("open"))?;
+    open.maps.ooms.set_max_entries(MAX_OOMS).map_err(failed("size the map of"))?;
+    if let Some(constants) = &mut open.maps.rodata_data {
+        constants.task_level = i32::try_from(spec.task_level).unwrap_or(i32::MAX);
+    }
+    let mut ooms = open.load().map_err(failed("load"))?;
+    let mut link = ooms.progs.mark_victim.attach().map_err(failed("attach"))?;
+    ooms.maps.ooms.pin(dir.join(names::OOMS)).map_err(failed("pin the map of"))?;
+    link.pin(dir.join(names::OOM_LINK)).map_err(failed("pin the link of"))?;
+    older.iter().try_for_each(|from| copy(&from.join(names::OOMS), &dir.join(names::OOMS)))
+}
+
+/// Names the operation and the object of an error of libbpf; for `map_err`.
+fn observing(op: &str, object: &str) -> impl FnOnce(libbpf_rs::Error) -> BpfError {
+    let op = format!("{op} the BPF object `{object}`");
+    |source| BpfError::Observe { op, source }
 }
 
 /// Copies all entries of one pinned map into another of the same layout.

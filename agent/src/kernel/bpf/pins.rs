@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! <pin_dir>/ports-v<ABI>-<build>-<cgroup id>-<level>/   maps and links of `enforce`
-//! <pin_dir>/exits-v<ABI>-<build>-<level>/               map and link of `observe`
+//! <pin_dir>/exits-v<ABI>-<build>-<level>/               map and link of `observe/exits`
+//! <pin_dir>/ooms-v<ABI>-<build>-<level>/                map and link of `observe/ooms`
 //! ```
 //!
 //! A directory gets its name when it is complete, so whoever finds the name can adopt what is in it.
@@ -50,6 +51,8 @@ pub struct Loaded {
     pub ports: PathBuf,
     /// For [`ExitRecords::open`](super::ExitRecords::open), or why this kernel records no exits.
     pub exits: Result<PathBuf, String>,
+    /// For [`OomRecords::open`](super::OomRecords::open), or why this kernel records no victims.
+    pub ooms: Result<PathBuf, String>,
     /// The programs were loaded now. False: they were adopted, with all grants and counts in them.
     pub fresh: bool,
     /// A bpffs was mounted on `/sys/fs/bpf` for this.
@@ -60,6 +63,7 @@ pub struct Loaded {
 pub(super) struct PinNames {
     pub(super) ports: String,
     pub(super) exits: String,
+    pub(super) ooms: String,
 }
 
 impl PinNames {
@@ -68,6 +72,7 @@ impl PinNames {
         Self {
             ports: format!("ports-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}"),
             exits: format!("exits-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
+            ooms: format!("ooms-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
         }
     }
 
@@ -90,7 +95,7 @@ impl PinNames {
     }
 
     fn is_current(&self, name: &str) -> bool {
-        name == self.ports || name == self.exits
+        [&self.ports, &self.exits, &self.ooms].into_iter().any(|current| name == current)
     }
 }
 
@@ -109,15 +114,15 @@ pub fn loader_command(agent: &Path, spec: &LoadSpec) -> Command {
 /// the same layout: grant again whatever runs. Granting what is granted already changes nothing.
 ///
 /// # Errors
-/// No bpffs, no cgroup, or the loader's own message. Exits that cannot be recorded are not an error.
+/// No bpffs, no cgroup, or the loader's own message. What cannot be recorded is no error.
 pub fn ensure_loaded(spec: &LoadSpec, mut loader: Command) -> Result<Loaded, BpfError> {
     let mounted = ensure_bpffs(&spec.pin_dir)?;
     let names = PinNames::of(spec)?;
     let ports = spec.pin_dir.join(&names.ports);
-    let exits = spec.pin_dir.join(&names.exits);
+    let [exits, ooms] = [&names.exits, &names.ooms].map(|name| spec.pin_dir.join(name));
     let fresh = !ports.exists();
-    if !fresh && exits.exists() {
-        return Ok(Loaded { ports, exits: Ok(exits), fresh, mounted });
+    if !fresh && exits.exists() && ooms.exists() {
+        return Ok(Loaded { ports, exits: Ok(exits), ooms: Ok(ooms), fresh, mounted });
     }
     let program = loader.get_program().to_string_lossy().into_owned();
     let output = loader
@@ -129,8 +134,8 @@ pub fn ensure_loaded(spec: &LoadSpec, mut loader: Command) -> Result<Loaded, Bpf
     if !output.status.success() || !ports.exists() {
         return Err(BpfError::Loader { status: output.status, message });
     }
-    let exits = if exits.exists() { Ok(exits) } else { Err(message) };
-    Ok(Loaded { ports, exits, fresh, mounted })
+    let [exits, ooms] = [exits, ooms].map(|dir| if dir.exists() { Ok(dir) } else { Err(message.clone()) });
+    Ok(Loaded { ports, exits, ooms, fresh, mounted })
 }
 
 /// Takes everything away: programs are detached, maps are freed once nobody has them open.
@@ -233,7 +238,9 @@ mod tests {
         assert_ne!(names.ports, PinNames::new(8, 3).ports, "cgroup");
         assert_ne!(names.ports, PinNames::new(7, 4).ports, "level");
         assert_ne!(names.exits, PinNames::new(7, 4).exits, "level");
-        assert!(!names.ports.contains('.') && !names.exits.contains('.'), "reserved by bpffs");
+        assert_ne!(names.ooms, PinNames::new(7, 4).ooms, "level");
+        let all = [&names.ports, &names.exits, &names.ooms];
+        assert!(!all.iter().any(|name| name.contains('.')), "reserved by bpffs");
     }
 
     #[test]

@@ -39,18 +39,26 @@ pub fn probe_ports() -> Support {
 
 /// Whether the end of tasks is recorded for an agent that restarts.
 pub fn probe_exits() -> Support {
-    has_bpffs()
-        .and_then(|()| program(ProgramType::RawTracePoint, "CONFIG_BPF_EVENTS, kernel 4.17"))
-        .and_then(|()| match Path::new(BTF).exists() {
-            true => Ok(()),
-            false => Err(format!("no {BTF}: the kernel needs CONFIG_DEBUG_INFO_BTF")),
-        })
-        .and_then(|()| match fs::metadata("/proc/self/ns/pid").map(|ns| ns.ino()) {
-            Ok(INITIAL_PID_NAMESPACE) => Ok(()),
-            Ok(_) => Err("the agent is in a PID namespace of its own: run it in the host's".into()),
-            Err(e) => Err(format!("look up /proc/self/ns/pid: {e}")),
-        })
-        .into()
+    observable("CONFIG_BPF_EVENTS, kernel 4.17", ProgramType::RawTracePoint).into()
+}
+
+/// Whether victims of the out-of-memory killer are recorded. Kernels whose tracepoint has only a process id, and
+/// not the process, refuse the program when it is loaded.
+pub fn probe_ooms() -> Support {
+    observable("CONFIG_BPF_EVENTS, kernel 5.5", ProgramType::Tracing).into()
+}
+
+/// What programs of `observe` need: type information, and process ids that mean the same to them and the agent.
+fn observable(needs: &str, kind: ProgramType) -> Result<(), String> {
+    has_bpffs().and_then(|()| program(kind, needs)).and_then(|()| match Path::new(BTF).exists() {
+        true => Ok(()),
+        false => Err(format!("no {BTF}: the kernel needs CONFIG_DEBUG_INFO_BTF")),
+    })?;
+    match fs::metadata("/proc/self/ns/pid").map(|ns| ns.ino()) {
+        Ok(INITIAL_PID_NAMESPACE) => Ok(()),
+        Ok(_) => Err("the agent is in a PID namespace of its own: run it in the host's".into()),
+        Err(e) => Err(format!("look up /proc/self/ns/pid: {e}")),
+    }
 }
 
 fn has_bpffs() -> Result<(), String> {
