@@ -142,8 +142,9 @@ pub const IO_WEIGHT: u32 = 100;
 const IO_WEIGHTS: RangeInclusive<u32> = 1..=10_000;
 /// The smallest quota that `cpu.max` takes is 1 ms, a hundredth of the default period.
 pub const MIN_CPU_MILLI: u64 = 10;
-/// Below this no dynamically linked program gets as far as its `main`.
-pub const MIN_MEM_BYTES: u64 = 512 * 1024;
+/// Twice what the smallest dynamically linked program needs to get as far as its `main`. What needs more is ended by
+/// the kernel or, where it only crawls because its own code is taken from it again and again, for that.
+pub const MIN_MEM_BYTES: u64 = 1 << 20;
 /// The directories of an empty sandbox and the first lines of its output.
 pub const MIN_DISK_BYTES: u64 = 128 * 1024;
 /// Larger requests are mistakes in a unit: no machine has a million CPUs or an exbibyte of memory.

@@ -129,6 +129,12 @@ pub trait Isolator: Send + Sync {
     /// Adds what the kernel counted for the task; what cannot be read stays as it is.
     fn measure(&self, task: &TaskPlace, usage: &mut v1::TaskUsage);
 
+    /// Why the kernel ended processes of the task, where it did for this part of the grant. Asked once, after the last
+    /// process has ended.
+    fn explain(&self, _task: &TaskPlace) -> Option<Violation> {
+        None
+    }
+
     /// Takes away what `prepare` and `attach` left outside the task's cgroup directory. Harmless where there is
     /// nothing.
     ///
@@ -240,6 +246,11 @@ impl Isolators {
                 tracing::warn!(part = part.part(), error, "take away what belongs to a sandbox");
             }
         }
+    }
+
+    /// Why the kernel ended processes of the task, where it did.
+    pub fn explain(&self, task: &TaskPlace) -> Option<Violation> {
+        self.parts.iter().find_map(|part| part.explain(task))
     }
 
     /// Undoes everything, last part first; one failure does not keep the others.

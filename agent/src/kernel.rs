@@ -9,6 +9,7 @@ pub mod io_cost;
 pub mod landlock;
 pub mod limits;
 pub mod pidfd;
+pub mod pressure;
 pub mod probe;
 pub mod quota;
 pub mod ready;

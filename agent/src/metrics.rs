@@ -26,6 +26,7 @@ pub struct Metrics {
     resources: GaugeVec,
     features: IntGaugeVec,
     journal_works: IntGauge,
+    memory_protected: IntGaugeVec,
     cpu_seconds: Counter,
     resident_bytes: Gauge,
 }
@@ -77,6 +78,13 @@ impl Metrics {
                 "bulkhead_agent_journal_works",
                 "0 while the journal cannot be written; nothing is offered then.",
             )?,
+            memory_protected: IntGaugeVec::new(
+                Opts::new(
+                    "bulkhead_agent_memory_protected_bytes",
+                    "What is kept from reclaim for guaranteed tasks together: never taken (min), taken last (low).",
+                ),
+                &["level"],
+            )?,
             cpu_seconds: Counter::new("process_cpu_seconds_total", "CPU time of the agent itself.")?,
             resident_bytes: Gauge::new(
                 "process_resident_memory_bytes",
@@ -90,8 +98,9 @@ impl Metrics {
     }
 
     fn register(&self) -> Result<(), prometheus::Error> {
-        let all: [Box<dyn prometheus::core::Collector>; 9] = [
+        let all: [Box<dyn prometheus::core::Collector>; 10] = [
             Box::new(self.journal_works.clone()),
+            Box::new(self.memory_protected.clone()),
             Box::new(self.launch_seconds.clone()),
             Box::new(self.tasks_ended.clone()),
             Box::new(self.ports_denied.clone()),
@@ -164,6 +173,14 @@ impl Metrics {
         };
         revocable("capacity", report.revocable_cpu_milli);
         revocable("allocated", report.revocable_allocated_cpu_milli);
+    }
+
+    /// What is kept from reclaim for guaranteed tasks changed.
+    pub fn memory_protected(&self, min_bytes: u64, low_bytes: u64) {
+        for (level, bytes) in [("min", min_bytes), ("low", low_bytes)] {
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            self.memory_protected.with_label_values(&[level]).set(bytes);
+        }
     }
 
     /// The journal takes records, or does not.

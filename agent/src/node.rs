@@ -18,7 +18,7 @@ use crate::{
         cpu::Cpu,
         disk_io::{self, DiskIo},
         disk_space::DiskSpace,
-        memory::Memory,
+        memory::{Memory, MemorySetup},
         output::Outputs,
         pids::Pids,
         ports::Ports,
@@ -27,7 +27,7 @@ use crate::{
     journal::Journal,
     keeper::{Keeper, Parts, RecoverError},
     kernel::{
-        bpf::{self, DenialStream, ExitRecords, PortRules},
+        bpf::{self, DenialStream, ExitRecords, OomRecords, PortRules},
         limits,
         probe::Features,
     },
@@ -55,6 +55,9 @@ pub enum NodeError {
         "set up the cgroup tree: the agent needs root, or a cgroup that was delegated to it (--cgroup-root)"
     )]
     Tree(#[source] crate::kernel::cgroupfs::CgroupError),
+    /// What holds for all tasks together.
+    #[error("set up what holds for all tasks together")]
+    Isolate(#[from] crate::isolate::IsolateError),
     /// A kernel feature without which no task can be held.
     #[error(
         "this kernel lacks {name} ({detail}), without which no task can be held: see `bulkhead-agent probe`"
@@ -156,7 +159,16 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     }
     let events = Arc::new(EventLog::new(agent.agent_id.clone(), Arc::clone(&metrics)));
     let outputs = if features.has("punch_hole") { bound_outputs(&events) } else { None };
-    let isolators = Arc::new(isolators(&tree, &bpf, disk.as_ref(), outputs.as_ref(), &events, disk_io));
+    let memory = MemorySetup {
+        machine_bytes: machine.mem_bytes,
+        reserve_bytes: config.reserve_mem.as_u64(),
+        pressure: features.has("psi_cgroup"),
+        ooms: bpf.ooms.clone(),
+        events: Arc::clone(&events),
+        metrics: Arc::clone(&metrics),
+    };
+    let isolators =
+        Arc::new(isolators(&tree, &bpf, disk.as_ref(), outputs.as_ref(), &events, disk_io, memory)?);
     let launcher = Launcher::new(
         tree.clone(),
         Arc::clone(&isolators),
@@ -214,6 +226,7 @@ struct Bpf {
     ports: Option<Arc<PortRules>>,
     denials: Option<DenialStream>,
     exits: Option<Arc<ExitRecords>>,
+    ooms: Option<Arc<OomRecords>>,
 }
 
 /// Loads or adopts what this kernel takes; what it does not take was told by the probe.
@@ -236,10 +249,18 @@ fn open_bpf(config: &Config, tree: &Tree) -> Result<Bpf, NodeError> {
             None
         }
     };
+    let ooms = match &loaded.ooms {
+        Ok(dir) => Some(Arc::new(OomRecords::open(dir)?)),
+        Err(why) => {
+            tracing::warn!(why, "whom the kernel ends for memory is not recorded");
+            None
+        }
+    };
     Ok(Bpf {
         ports: Some(Arc::new(PortRules::open(&loaded.ports)?)),
         denials: Some(DenialStream::open(&loaded.ports)?),
         exits,
+        ooms,
     })
 }
 
@@ -288,13 +309,14 @@ fn isolators(
     outputs: Option<&Arc<Outputs>>,
     events: &Arc<EventLog>,
     disk_io: DiskIo,
-) -> Isolators {
+    memory: MemorySetup,
+) -> Result<Isolators, NodeError> {
     let mut parts: Vec<Box<dyn Isolator>> = Vec::new();
     if tree.has("cpu") {
         parts.push(Box::new(Cpu));
     }
     if tree.has("memory") {
-        parts.push(Box::new(Memory));
+        parts.push(Box::new(Memory::open(tree, memory)?));
     }
     if tree.has("pids") {
         parts.push(Box::new(Pids));
@@ -310,7 +332,7 @@ fn isolators(
     }
     // Always there: it refuses what it cannot hold.
     parts.push(Box::new(disk_io));
-    Isolators::new(parts)
+    Ok(Isolators::new(parts))
 }
 
 /// What the machine has and the operator wants offered, without kinds that nothing would enforce.

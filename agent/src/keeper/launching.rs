@@ -122,7 +122,7 @@ impl Keeper {
     }
 }
 
-/// Limits that the task ran into become events; refused ports came through the ring buffer already.
+/// Limits that the task ran into become events, where their isolators have not told already.
 fn record_limits(events: &EventLog, task: &TaskKey, cgroup_id: u64, end: &End) {
     use bulkhead_proto::v1::{EventKind, Protocol};
     let record = |kind, count, message: &str| {
@@ -130,9 +130,6 @@ fn record_limits(events: &EventLog, task: &TaskKey, cgroup_id: u64, end: &End) {
         let key = EventKey { task: task.clone(), cgroup_id, kind, protocol, ip_version: 0, port: 0 };
         events.record(key, count, message.to_owned(), unix_time_ms());
     };
-    if end.usage.oom_kills > 0 {
-        record(EventKind::OutOfMemory, end.usage.oom_kills, "killed at the memory limit");
-    }
     if end.usage.pids_refused > 0 {
         record(EventKind::PidsLimit, end.usage.pids_refused, "fork refused at pids.max");
     }

@@ -5,13 +5,18 @@
 use std::{
     fs, io,
     os::{
-        fd::OwnedFd,
+        fd::{AsFd as _, OwnedFd},
         unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
-use nix::unistd::Pid;
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    unistd::Pid,
+};
 use tokio::io::Interest;
 
 use super::ready::Ready;
@@ -257,6 +262,39 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Stops every process in this cgroup and below it, and waits until none runs. Blocks. False, and all run again,
+    /// where one did not stop within this time: it sleeps in the kernel.
+    ///
+    /// # Errors
+    /// When the cgroup is gone, or `cgroup.freeze` (Linux 5.2) is missing.
+    pub fn freeze(&self, within: Duration) -> Result<bool, CgroupError> {
+        let path = self.path.join("cgroup.events");
+        let events = fs::File::open(&path).map_err(|e| self.failed("open", Some("cgroup.events"), e))?;
+        let deadline = Instant::now() + within;
+        self.write("cgroup.freeze", "1")?;
+        // The kernel signals a change since the last read, so reading comes first.
+        while self.read_key("cgroup.events", "frozen")? != Some(1) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.thaw()?;
+                return Ok(false);
+            }
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let wait = poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], timeout);
+            wait.or_else(|e| if e == Errno::EINTR { Ok(0) } else { Err(e) })
+                .map_err(|e| self.failed("wait on", Some("cgroup.events"), e.into()))?;
+        }
+        Ok(true)
+    }
+
+    /// Lets what was frozen run again. Harmless where nothing is.
+    ///
+    /// # Errors
+    /// When the cgroup is gone.
+    pub fn thaw(&self) -> Result<(), CgroupError> {
+        self.write("cgroup.freeze", "0")
+    }
+
     /// Removes this cgroup and every one that was made below it. No process may be left in any.
     ///
     /// # Errors
@@ -292,7 +330,7 @@ impl Cgroup {
 }
 
 /// The value of a key in `key value` lines.
-fn flat_key(text: &str, key: &str) -> Option<u64> {
+pub fn flat_key(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 

@@ -10,7 +10,9 @@ use super::{
     appender::io_uring_works,
     bpf,
     cgroupfs::{Cgroup, cgroup2_mount},
-    io_cost, landlock, quota, spawn,
+    io_cost, landlock,
+    pressure::MemoryTrigger,
+    quota, spawn,
 };
 
 /// One thing that a kernel has or has not.
@@ -87,6 +89,12 @@ impl Features {
             output::probe(work_dir),
             "stdout and stderr: their heads are cut off",
             "outputs grow without bound, or to the quota",
+        ));
+        features.push(feature(
+            "bpf_ooms",
+            supported(bpf::probe_ooms(), "typed tracepoints, BTF"),
+            "which process was ended for memory, and how large it was",
+            "a task that ran out of memory is told so without the process",
         ));
         features.push(feature(
             "io_uring",
@@ -175,8 +183,10 @@ fn controllers(mount: Option<&Path>) -> Vec<Feature> {
 /// Tries what needs a cgroup, in one that is made for it.
 fn cgroup_calls(mount: Option<&Path>) -> Vec<Feature> {
     let probe = mount.map(|m| Cgroup::create(m.join(format!("bulkhead-probe-{}", std::process::id()))));
+    let mut memory = Vec::new();
     let (kill, clone) = match probe {
         Some(Ok(cgroup)) => {
+            memory = mount.map(|mount| memory_files(mount, &cgroup)).unwrap_or_default();
             let kill = if cgroup.has("cgroup.kill") {
                 Ok("cgroup.kill".into())
             } else {
@@ -192,13 +202,49 @@ fn cgroup_calls(mount: Option<&Path>) -> Vec<Feature> {
         None => (Err("no cgroup2".to_owned()), Err("no cgroup2".to_owned())),
     };
     let at_once = "the end of every process of a task at once, whatever it forks";
-    vec![
+    let calls = vec![
         feature("cgroup_kill", kill, at_once, "the agent does not start"),
         feature(
             "clone_into_cgroup",
             clone,
             "tasks start inside their limits, with a pidfd",
             "the agent does not start",
+        ),
+    ];
+    calls.into_iter().chain(memory).collect()
+}
+
+/// What the memory of a task is held and watched with. Files of the controller are in cgroups that it was handed down
+/// to, which may be none before an agent has started.
+fn memory_files(mount: &Path, cgroup: &Cgroup) -> Vec<Feature> {
+    let mut seen = vec![cgroup.clone(), Cgroup::at(mount)];
+    seen.extend(Cgroup::at(mount).children().unwrap_or_default());
+    let file = |name: &str| {
+        if seen.iter().any(|cgroup| cgroup.has(name)) {
+            Ok(name.to_owned())
+        } else {
+            Err(format!("no {name} is to be seen"))
+        }
+    };
+    let pressure = MemoryTrigger::try_arm(cgroup).map(|()| "a trigger in memory.pressure".to_owned());
+    vec![
+        feature(
+            "psi_cgroup",
+            pressure.map_err(|error| crate::error_chain(&error)),
+            "the end of tasks that stand still at their memory limit",
+            "launches that ask for high_bytes are refused; a task can crawl at its limit",
+        ),
+        feature(
+            "memory_reclaim",
+            file("memory.reclaim"),
+            "a lower memory limit for a running task: what it needs least is taken back first",
+            "the kernel takes back what the lower limit asks for, in one go",
+        ),
+        feature(
+            "memory_peak",
+            file("memory.peak"),
+            "the most memory that a task ever used, in its usage",
+            "the memory in use at its end is told instead",
         ),
     ]
 }

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use bulkhead_proto::v1::{TaskReason, TaskState, TaskUsage};
-use bytesize::ByteSize;
 
-use crate::{grant::Grant, isolate::Violation, kernel::pidfd::Exit};
+use crate::{isolate::Violation, kernel::pidfd::Exit};
 
 /// Somebody wants the task to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,26 +46,25 @@ impl End {
     }
 
     /// A task that ran. A kill that was asked for explains any end but a clean exit; else a limit that it broke;
-    /// else what the kernel did explains a signal; else the exit code speaks.
+    /// else what the kernel ended for a limit (`ended`); else the exit code or the signal speaks.
     pub fn of(
         exit: Exit,
         killed: Option<KillRequest>,
         broke: Option<Violation>,
+        ended: Option<Violation>,
         usage: TaskUsage,
-        grant: &Grant,
     ) -> Self {
         let (exit_code, signal) = match exit {
             Exit::Code(code) => (Some(code), None),
             Exit::Signal(signal) => (None, Some(signal)),
             Exit::Unknown => (None, None),
         };
+        // Without a status nobody knows whether that was the task's end.
+        let broke = broke.or_else(|| ended.filter(|_| exit != Exit::Unknown));
         let (state, reason, message) = match (killed, broke, exit) {
             (_, _, Exit::Code(0)) => (TaskState::Finished, TaskReason::Exited, String::new()),
             (Some(kill), ..) => (TaskState::Killed, kill.reason, kill_message(kill.reason).to_owned()),
             (_, Some(broke), _) => (TaskState::Failed, broke.reason, broke.message),
-            (.., exit) if usage.oom_kills > 0 && exit != Exit::Unknown => {
-                (TaskState::Failed, TaskReason::OutOfMemory, oom_message(&usage, grant))
-            }
             (.., Exit::Code(code)) => (TaskState::Failed, TaskReason::Exited, format!("exit code {code}")),
             (.., Exit::Signal(signal)) => (TaskState::Failed, TaskReason::Signaled, signal_message(signal)),
             (.., Exit::Unknown) => (
@@ -89,15 +87,6 @@ fn kill_message(reason: TaskReason) -> &'static str {
     }
 }
 
-/// Without the number of kills: the kernel counts the first process of a group twice.
-fn oom_message(usage: &TaskUsage, grant: &Grant) -> String {
-    format!(
-        "ended by the kernel at its memory limit of {} (peak {}): ask for more memory",
-        ByteSize::b(grant.mem.max_bytes),
-        ByteSize::b(usage.mem_peak_bytes),
-    )
-}
-
 fn signal_message(signal: i32) -> String {
     match nix::sys::signal::Signal::try_from(signal) {
         Ok(known) => format!("ended by {known}"),
@@ -108,12 +97,12 @@ fn signal_message(signal: i32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grant::Class;
 
-    fn end(exit: Exit, killed: Option<TaskReason>, oom_kills: u64) -> End {
-        let grant = crate::grant::plain(Class::Guaranteed, 100, 64 << 20);
+    fn end(exit: Exit, killed: Option<TaskReason>, ended: Option<&str>) -> End {
         let kill = killed.map(|reason| KillRequest { reason, grace: Duration::ZERO });
-        End::of(exit, kill, None, TaskUsage { oom_kills, ..Default::default() }, &grant)
+        let ended =
+            ended.map(|message| Violation { reason: TaskReason::OutOfMemory, message: message.to_owned() });
+        End::of(exit, kill, None, ended, TaskUsage::default())
     }
 
     fn told(end: &End) -> (TaskState, TaskReason) {
@@ -122,30 +111,31 @@ mod tests {
 
     #[test]
     fn exit_codes_speak_for_themselves() {
-        assert_eq!(told(&end(Exit::Code(0), None, 0)), (TaskState::Finished, TaskReason::Exited));
-        let failed = end(Exit::Code(3), None, 0);
+        assert_eq!(told(&end(Exit::Code(0), None, None)), (TaskState::Finished, TaskReason::Exited));
+        let failed = end(Exit::Code(3), None, None);
         assert_eq!(told(&failed), (TaskState::Failed, TaskReason::Exited));
         assert_eq!(failed.exit_code, Some(3));
     }
 
     #[test]
     fn the_kernel_explains_a_signal_at_the_memory_limit() {
-        let oom = end(Exit::Signal(9), None, 2);
+        let oom = end(Exit::Signal(9), None, Some("at 64.0 MiB"));
         assert_eq!(told(&oom), (TaskState::Failed, TaskReason::OutOfMemory));
-        assert!(oom.message.contains("64.0 MiB"), "{}", oom.message);
-        assert_eq!(told(&end(Exit::Signal(9), None, 0)), (TaskState::Failed, TaskReason::Signaled));
+        assert_eq!(oom.message, "at 64.0 MiB");
+        assert_eq!(told(&end(Exit::Unknown, None, Some(""))), (TaskState::Failed, TaskReason::ExitUnknown));
+        assert_eq!(told(&end(Exit::Signal(9), None, None)), (TaskState::Failed, TaskReason::Signaled));
     }
 
     #[test]
     fn a_kill_that_was_asked_for_explains_the_end() {
         let by = Some(TaskReason::KilledByOperator);
-        assert_eq!(told(&end(Exit::Signal(15), by, 0)), (TaskState::Killed, TaskReason::KilledByOperator));
-        assert_eq!(told(&end(Exit::Code(143), by, 0)), (TaskState::Killed, TaskReason::KilledByOperator));
-        assert_eq!(told(&end(Exit::Code(0), by, 0)), (TaskState::Finished, TaskReason::Exited));
+        assert_eq!(told(&end(Exit::Signal(15), by, None)), (TaskState::Killed, TaskReason::KilledByOperator));
+        assert_eq!(told(&end(Exit::Code(143), by, None)), (TaskState::Killed, TaskReason::KilledByOperator));
+        assert_eq!(told(&end(Exit::Code(0), by, None)), (TaskState::Finished, TaskReason::Exited));
     }
 
     #[test]
     fn an_end_that_nobody_saw_is_not_called_a_success() {
-        assert_eq!(told(&end(Exit::Unknown, None, 0)), (TaskState::Failed, TaskReason::ExitUnknown));
+        assert_eq!(told(&end(Exit::Unknown, None, None)), (TaskState::Failed, TaskReason::ExitUnknown));
     }
 }

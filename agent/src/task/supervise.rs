@@ -61,8 +61,8 @@ pub async fn supervise(task: Supervised, mut kills: mpsc::Receiver<KillRequest>)
     let mut usage = task.isolators.measure(&task.cgroup);
     usage.cpu_usec = cpu::used_usec(&task.cgroup).unwrap_or(0);
     usage.wall_usec = u64::try_from(task.since.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let grant = Arc::clone(&task.grants.borrow());
-    End::of(exit, killed, broke, usage, &grant)
+    let ended = task.isolators.explain(&task.cgroup);
+    End::of(exit, killed, broke, ended, usage)
 }
 
 /// SIGTERM to all, then the grace, then the end. Ends early when no process is left: whoever handles

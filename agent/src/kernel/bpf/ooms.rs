@@ -87,7 +87,8 @@ mod tests {
         assert_eq!(decode(&OomRecord::default(), 4096), None);
         let mut comm = [0; 16];
         comm[..4].copy_from_slice(b"hog\xff");
-        let record = OomRecord { victims: 2, anon_pages: 3, file_pages: 1, tgid: 7, comm, ..OomRecord::default() };
+        let record =
+            OomRecord { victims: 2, anon_pages: 3, file_pages: 1, tgid: 7, comm, ..OomRecord::default() };
         let victim = decode(&record, 4096).unwrap();
         assert_eq!((victim.pid, victim.command.as_str(), victim.victims), (7, "hog\u{fffd}", 2));
         assert_eq!((victim.anon_bytes, victim.file_bytes, victim.swap_bytes), (12_288, 4096, 0));

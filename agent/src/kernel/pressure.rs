@@ -1,0 +1,114 @@
+//! Pressure of memory in one cgroup: how long its processes stood still, and being woken when they do.
+//!
+//! Source: the kernel's `Documentation/accounting/psi.rst`. Per-cgroup pressure came with Linux 4.20, triggers with 5.2.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    time::Duration,
+};
+
+use tokio::io::Interest;
+
+use super::{
+    cgroupfs::{Cgroup, CgroupError},
+    ready::Ready,
+};
+
+/// The file of a cgroup. It is there without the memory controller too.
+pub const MEMORY_PRESSURE: &str = "memory.pressure";
+
+/// Over which time a trigger looks: without CAP_SYS_RESOURCE, the kernel takes multiples of two seconds only.
+const WINDOW: Duration = Duration::from_secs(2);
+
+/// How long all processes of the cgroup that had something to do waited for memory at once, since it was made.
+///
+/// # Errors
+/// When the file cannot be read: `EOPNOTSUPP` where the kernel was started with `psi=0`, `ENODEV` after the cgroup
+/// was removed.
+pub fn memory_full_usec(cgroup: &Cgroup) -> Result<u64, CgroupError> {
+    let text = cgroup.read(MEMORY_PRESSURE)?;
+    full_usec(&text).ok_or_else(|| CgroupError::Malformed {
+        path: cgroup.path().join(MEMORY_PRESSURE),
+        expected: "a line `full ... total=<microseconds>`",
+        found: text,
+    })
+}
+
+/// The total of the `full` line.
+fn full_usec(text: &str) -> Option<u64> {
+    let full = text.lines().find_map(|line| line.strip_prefix("full "))?;
+    full.split_whitespace().find_map(|field| field.strip_prefix("total=")?.parse().ok())
+}
+
+/// Wakes when all processes of a cgroup stood still for memory for a part of two seconds, at most once in that time.
+/// While there is no such pressure it costs nothing; otherwise the kernel looks ten times in two seconds.
+#[derive(Debug)]
+pub struct MemoryTrigger {
+    ready: Ready,
+}
+
+impl MemoryTrigger {
+    /// Arms the trigger at this percentage; 1 to 100. It is disarmed on drop. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` and `ENOENT` where the kernel has no pressure of cgroups, `EPERM` or `EINVAL` where it lets only
+    /// the privileged ask.
+    pub fn arm(cgroup: &Cgroup, percent: u32) -> Result<Self, CgroupError> {
+        let file = order(cgroup, percent)?;
+        let ready = Ready::watch(file.into(), Interest::PRIORITY)
+            .map_err(|source| failed(cgroup, "watch".to_owned(), source))?;
+        Ok(Self { ready })
+    }
+
+    /// Does the kernel take a trigger for this cgroup? Nothing stays armed.
+    ///
+    /// # Errors
+    /// As [`Self::arm`].
+    pub fn try_arm(cgroup: &Cgroup) -> Result<(), CgroupError> {
+        order(cgroup, 100).map(drop)
+    }
+
+    /// Waits for the pressure. Returns at once, again and again, after the cgroup was removed.
+    ///
+    /// # Errors
+    /// When the runtime is shutting down.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost by dropping the future.
+    pub async fn fired(&self) -> io::Result<()> {
+        self.ready.wait().await
+    }
+}
+
+/// The file with the trigger in it, which lasts as long as the file is open.
+fn order(cgroup: &Cgroup, percent: u32) -> Result<fs::File, CgroupError> {
+    let stall_usec = WINDOW.as_micros() * u128::from(percent.clamp(1, 100)) / 100;
+    let order = format!("full {stall_usec} {}", WINDOW.as_micros());
+    fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(cgroup.path().join(MEMORY_PRESSURE))
+        .and_then(|mut file| file.write_all(order.as_bytes()).map(|()| file))
+        .map_err(|source| failed(cgroup, format!("set the trigger {order:?} in"), source))
+}
+
+fn failed(cgroup: &Cgroup, op: String, source: io::Error) -> CgroupError {
+    CgroupError::Io { op, path: cgroup.path().join(MEMORY_PRESSURE), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_full_line_counts() {
+        let text = "some avg10=1.00 avg60=0.00 avg300=0.00 total=99\n\
+                    full avg10=0.50 avg60=0.00 avg300=0.00 total=41\n";
+        assert_eq!(full_usec(text), Some(41));
+        assert_eq!(full_usec("some avg10=1.00 total=99\n"), None);
+        assert_eq!(full_usec(""), None);
+    }
+}
