@@ -60,6 +60,8 @@ pub struct Config {
     pub measure_strangers: bool,
     /// Kinds ([`KINDS`]) that are offered although this kernel cannot enforce them.
     pub allow_unenforced: Vec<String>,
+    /// Keep the system's services off the exclusive cores of tasks, too, as far as cgroups do.
+    pub keep_system_off_exclusive_cores: bool,
     /// Whom tasks run as that name no user.
     pub task_user: String,
     /// May tasks run as root? A root task can undo most limits, so only for frameworks that are trusted.
@@ -108,6 +110,7 @@ impl Default for Config {
             disk_offer_percent: 40,
             measure_strangers: true,
             allow_unenforced: Vec::new(),
+            keep_system_off_exclusive_cores: true,
             task_user: "nobody".into(),
             allow_root_tasks: false,
             default_pids_max: 1024,

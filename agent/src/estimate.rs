@@ -58,6 +58,29 @@ pub fn lendable_cpu_milli(capacity_milli: u64, strangers_milli: u64, guaranteed_
         + capacity_milli.saturating_sub(used) % 100 * LEND_PERCENT / 100
 }
 
+/// The cap of all revocable tasks together follows what is lent, without a write for every small change.
+#[derive(Clone, Debug, Default)]
+pub struct RevocableCap {
+    applied_milli: Option<u64>,
+}
+
+/// Caps are multiples of this.
+const CAP_STEP_MILLI: u64 = 50;
+
+impl RevocableCap {
+    /// The cap to set now, or `None` where the one that is set will do. It falls at once, because others need the
+    /// CPU, and rises when it does so by a tenth.
+    pub fn next(&mut self, lent_milli: u64) -> Option<u64> {
+        let cap = lent_milli / CAP_STEP_MILLI * CAP_STEP_MILLI;
+        let stays = |applied: u64| cap >= applied && cap < applied.saturating_add((applied / 10).max(1));
+        if self.applied_milli.is_some_and(stays) {
+            return None;
+        }
+        self.applied_milli = Some(cap);
+        Some(cap)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,7 +102,26 @@ mod tests {
         assert!(!peak.watched_for(Duration::from_secs(13), at(12)));
     }
 
+    #[test]
+    fn the_cap_falls_at_once_and_rises_when_it_is_worth_it() {
+        let mut cap = RevocableCap::default();
+        let lent = [1049, 1000, 1080, 1100, 1099, 1049, 10, 0, 60, 60];
+        let told = lent.map(|lent| cap.next(lent));
+        let expected =
+            [Some(1000), None, None, Some(1100), Some(1050), Some(1000), Some(0), None, Some(50), None];
+        assert_eq!(told, expected);
+    }
+
     proptest! {
+        #[test]
+        fn the_cap_is_never_above_what_is_lent(lent in prop::collection::vec(0..5000u64, 1..50)) {
+            let (mut cap, mut applied) = (RevocableCap::default(), 0);
+            for lent in lent {
+                applied = cap.next(lent).unwrap_or(applied);
+                prop_assert!(applied <= lent && lent - applied <= applied / 10 + CAP_STEP_MILLI, "{applied} {lent}");
+            }
+        }
+
         #[test]
         fn agrees_with_a_search_through_all_samples(samples in prop::collection::vec((0..5u64, 0..100u64), 1..50)) {
             let start = Instant::now();

@@ -140,7 +140,9 @@ const MIN_INODES: u64 = 128;
 pub const IO_WEIGHT: u32 = 100;
 /// The shares that `io.weight` takes.
 const IO_WEIGHTS: RangeInclusive<u32> = 1..=10_000;
-/// The smallest quota that `cpu.max` takes is 1 ms, a hundredth of the default period.
+/// The least quota of a period that `cpu.max` takes.
+pub const MIN_QUOTA_USEC: u64 = 1000;
+/// That quota, of the default period.
 pub const MIN_CPU_MILLI: u64 = 10;
 /// Twice what the smallest dynamically linked program needs to get as far as its `main`. What needs more is ended by
 /// the kernel or, where it only crawls because its own code is taken from it again and again, for that.
@@ -253,6 +255,13 @@ fn cpu(grant: &v1::Grant, cpu_milli: u64, class: Class) -> Result<CpuGrant, Gran
         ));
     }
     let quota_usec = cap_milli.unwrap_or(0).saturating_mul(period_usec) / 1000;
+    if cap_milli.is_some() && quota_usec < MIN_QUOTA_USEC {
+        return bad(format!(
+            "the cap is {quota_usec} us of each period, and the kernel takes {MIN_QUOTA_USEC} us or more: choose a \
+             period of at least {} us",
+            (MIN_QUOTA_USEC * 1000).div_ceil(cap_milli.unwrap_or(1))
+        ));
+    }
     if options.burst_usec > quota_usec {
         return bad(format!(
             "a burst of {} us is more than the quota of one period, {quota_usec} us",
@@ -382,7 +391,7 @@ pub(crate) fn plain(class: Class, cpu_milli: u64, mem_bytes: u64) -> Grant {
         ports: PortSet::default(),
         class,
         pids_max: TEST_DEFAULTS.pids_max,
-        cpu: cpu(&grant, cpu_milli, class).unwrap(),
+        cpu: cpu(&grant, cpu_milli.max(MIN_CPU_MILLI), class).unwrap(),
         mem: mem(&grant, mem_bytes, &TEST_DEFAULTS).unwrap(),
         disk: disk(&grant, &resources, &TEST_DEFAULTS).unwrap(),
         devices: vec![],
@@ -433,6 +442,9 @@ mod tests {
         let options = v1::CpuOptions::default();
         assert!(refused(cpu(v1::CpuOptions { limit_milli: 1000, ..options })).contains("below the grant"));
         assert!(refused(cpu(v1::CpuOptions { period_usec: 10, ..options })).contains("period"));
+        let short = v1::CpuOptions { period_usec: 1000, limit_milli: 0, ..options };
+        let short = refused(v1::Grant { cpu: Some(short), ..asked(300, 1 << 20) });
+        assert!(short.contains("at least 3334 us"), "{short}");
         assert!(refused(cpu(v1::CpuOptions { burst_usec: 150_001, ..options })).contains("150000 us"));
         assert!(refused(cpu(v1::CpuOptions { exclusive: true, ..options })).contains("whole"));
         assert!(refused(cpu(v1::CpuOptions { isolated: true, ..options })).contains("exclusive"));

@@ -16,6 +16,7 @@ use crate::{
     offer::ledger::TaskKey,
 };
 
+pub mod cores;
 pub mod cpu;
 pub mod disk_io;
 pub mod disk_space;

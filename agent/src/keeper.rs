@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use crate::{
+    estimate::RevocableCap,
     event::EventLog,
     grant::Grant,
     isolate::TaskPlace,
@@ -164,6 +165,7 @@ pub struct Keeper {
     myself: Sender,
     swept: Instant,
     journal_works: bool,
+    revocable_cap: RevocableCap,
     /// The version of the books that the master was last told of, or found not worth telling.
     reported: Option<u64>,
 }
@@ -191,6 +193,7 @@ impl Keeper {
                 myself,
                 swept: Instant::now(),
                 journal_works: true,
+                revocable_cap: RevocableCap::default(),
                 reported: None,
             },
             sender,

@@ -5,6 +5,8 @@ pub mod appender;
 pub mod block;
 pub mod bpf;
 pub mod cgroupfs;
+pub mod core_scheduling;
+pub mod cpu_set;
 pub mod io_cost;
 pub mod landlock;
 pub mod limits;

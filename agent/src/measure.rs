@@ -5,6 +5,7 @@ pub mod disk_speed;
 pub mod node;
 pub mod ports;
 pub mod sampler;
+pub mod topology;
 
 pub use disk::DiskUse;
 pub use node::{NodeCapacity, NodeSampler, NodeUse};

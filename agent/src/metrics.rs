@@ -7,8 +7,10 @@ use bulkhead_proto::{
     v1::{Event, EventKind, Protocol, ResourceReport, TaskReason, TaskState},
 };
 use prometheus::{
-    Counter, Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Counter, CounterVec, Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+    core::{Collector, Desc},
+    proto::MetricFamily,
 };
 
 /// From a tenth of a millisecond to two seconds: a launch takes about one.
@@ -98,7 +100,7 @@ impl Metrics {
     }
 
     fn register(&self) -> Result<(), prometheus::Error> {
-        let all: [Box<dyn prometheus::core::Collector>; 10] = [
+        let all: [Box<dyn Collector>; 10] = [
             Box::new(self.journal_works.clone()),
             Box::new(self.memory_protected.clone()),
             Box::new(self.launch_seconds.clone()),
@@ -193,6 +195,23 @@ impl Metrics {
         self.journal_works.get() == 1
     }
 
+    /// From now on tells what ran on exclusive cores and was not their task's: `read` counts it, of the kernel's
+    /// threads and of everybody else.
+    ///
+    /// # Errors
+    /// When it was told before.
+    pub fn foreign_cpu(
+        &self,
+        read: impl Fn() -> Option<(Duration, Duration)> + Send + Sync + 'static,
+    ) -> Result<(), prometheus::Error> {
+        let options = Opts::new(
+            "bulkhead_agent_exclusive_foreign_cpu_seconds_total",
+            "CPU time of others on the exclusive cores of tasks.",
+        );
+        let counter = CounterVec::new(options, &["by"])?;
+        self.registry.register(Box::new(ForeignCpu { counter, read: Box::new(read) }))
+    }
+
     /// What the probe found.
     pub fn feature(&self, name: &str, available: bool) {
         self.features.with_label_values(&[name]).set(i64::from(available));
@@ -215,6 +234,28 @@ impl Metrics {
     }
 }
 
+/// Reads the kernel's counts when it is asked.
+struct ForeignCpu {
+    counter: CounterVec,
+    read: Box<dyn Fn() -> Option<(Duration, Duration)> + Send + Sync>,
+}
+
+impl Collector for ForeignCpu {
+    fn desc(&self) -> Vec<&Desc> {
+        self.counter.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        if let Some((kernel_threads, others)) = (self.read)() {
+            for (by, time) in [("kernel_threads", kernel_threads), ("others", others)] {
+                let counter = self.counter.with_label_values(&[by]);
+                counter.inc_by((time.as_secs_f64() - counter.get()).max(0.0));
+            }
+        }
+        self.counter.collect()
+    }
+}
+
 /// Exact up to 2^53, which no count of bytes on a machine reaches.
 #[expect(clippy::cast_precision_loss, reason = "Prometheus knows only floating point")]
 fn precise(number: u64) -> f64 {
@@ -231,7 +272,9 @@ mod tests {
         metrics.task_ended(TaskState::Failed, TaskReason::OutOfMemory);
         let denied = Event { kind: EventKind::PortDenied.into(), ip_version: 6, ..Default::default() };
         metrics.event(&denied, 3);
+        metrics.foreign_cpu(|| Some((Duration::from_millis(250), Duration::ZERO))).unwrap();
         let text = String::from_utf8(metrics.render().unwrap()).unwrap();
+        assert!(text.contains("foreign_cpu_seconds_total{by=\"kernel_threads\"} 0.25"), "{text}");
         assert!(
             text.contains("bulkhead_agent_tasks_ended_total{reason=\"out_of_memory\",state=\"failed\"} 1"),
             "{text}"

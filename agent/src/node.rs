@@ -1,6 +1,10 @@
 //! Puts the agent together, in flow order, from its configuration.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bulkhead_proto::{
     resources::PortSet,
@@ -15,6 +19,7 @@ use crate::{
     identity::{self, Held},
     isolate::{
         Isolator, Isolators,
+        cores::{self, Cores},
         cpu::Cpu,
         disk_io::{self, DiskIo},
         disk_space::DiskSpace,
@@ -27,8 +32,8 @@ use crate::{
     journal::Journal,
     keeper::{Keeper, Parts, RecoverError},
     kernel::{
-        bpf::{self, DenialStream, ExitRecords, OomRecords, PortRules},
-        limits,
+        bpf::{self, DenialStream, ExitRecords, ForeignTimes, OomRecords, PortRules},
+        core_scheduling, limits,
         probe::Features,
     },
     launch::{Launcher, plan::Defaults, sandbox::Keep},
@@ -36,6 +41,7 @@ use crate::{
     measure::{
         DiskUse, NodeCapacity, NodeSampler,
         sampler::{self, Sampling},
+        topology::{self, Topology},
     },
     metrics::Metrics,
     offer::{Ledger, Reporter},
@@ -158,6 +164,15 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         );
     }
     let events = Arc::new(EventLog::new(agent.agent_id.clone(), Arc::clone(&metrics)));
+    if let Some(foreign) = bpf.foreign.clone() {
+        metrics.foreign_cpu(move || {
+            let time = foreign.total().ok()?;
+            Some((Duration::from_nanos(time.kernel_ns), Duration::from_nanos(time.others_ns)))
+        })?;
+    }
+    let mut parts = cpu_parts(&config, &tree, machine, &bpf)?;
+    // Always there: it refuses what it cannot hold.
+    parts.push(Box::new(disk_io));
     let outputs = if features.has("punch_hole") { bound_outputs(&events) } else { None };
     let memory = MemorySetup {
         machine_bytes: machine.mem_bytes,
@@ -168,7 +183,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         metrics: Arc::clone(&metrics),
     };
     let isolators =
-        Arc::new(isolators(&tree, &bpf, disk.as_ref(), outputs.as_ref(), &events, disk_io, memory)?);
+        Arc::new(isolators(parts, &tree, &bpf, disk.as_ref(), outputs.as_ref(), &events, memory)?);
     let launcher = Launcher::new(
         tree.clone(),
         Arc::clone(&isolators),
@@ -178,7 +193,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     );
     let (mut keeper, messages) = Keeper::new(Parts {
         ledger: ledger(&config, machine, &disk_measured, &enforced)?,
-        reporter: Reporter::new(enforced, std::time::Duration::from_millis(config.report_every_ms)),
+        reporter: Reporter::new(enforced, Duration::from_millis(config.report_every_ms)),
         agent,
         launcher,
         journal,
@@ -194,7 +209,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     if let Some(denials) = bpf.denials {
         tokio::spawn(crate::isolate::ports::follow(denials, Arc::clone(&events)));
     }
-    let every = std::time::Duration::from_millis(config.sample_every_ms);
+    let every = Duration::from_millis(config.sample_every_ms);
     let sampling = Sampling {
         node: NodeSampler::start(tree, Instant::now())?,
         work_dir: config.work_dir.clone(),
@@ -227,6 +242,7 @@ struct Bpf {
     denials: Option<DenialStream>,
     exits: Option<Arc<ExitRecords>>,
     ooms: Option<Arc<OomRecords>>,
+    foreign: Option<Arc<ForeignTimes>>,
 }
 
 /// Loads or adopts what this kernel takes; what it does not take was told by the probe.
@@ -256,11 +272,16 @@ fn open_bpf(config: &Config, tree: &Tree) -> Result<Bpf, NodeError> {
             None
         }
     };
+    let foreign = loaded.foreign.and_then(|dir| ForeignTimes::open(&dir).map_err(|e| crate::error_chain(&e)));
+    if let Err(why) = &foreign {
+        tracing::warn!(why, "time of others on exclusive cores is not counted");
+    }
     Ok(Bpf {
         ports: Some(Arc::new(PortRules::open(&loaded.ports)?)),
         denials: Some(DenialStream::open(&loaded.ports)?),
         exits,
         ooms,
+        foreign: foreign.ok().map(Arc::new),
     })
 }
 
@@ -302,19 +323,34 @@ fn bound_outputs(events: &Arc<EventLog>) -> Option<Arc<Outputs>> {
     }
 }
 
+/// Shares, caps and cores.
+fn cpu_parts(
+    config: &Config,
+    tree: &Tree,
+    machine: NodeCapacity,
+    bpf: &Bpf,
+) -> Result<Vec<Box<dyn Isolator>>, NodeError> {
+    let mut parts: Vec<Box<dyn Isolator>> = Vec::new();
+    if tree.has("cpu") {
+        parts.push(Box::new(Cpu::new(machine.cpus, core_scheduling::supported())));
+    }
+    let topology = Topology::read(Path::new(topology::SYSFS)).map_err(|e| crate::error_chain(&e));
+    let keep_off = config.keep_system_off_exclusive_cores;
+    let cores = Cores::start(tree, topology, bpf.foreign.clone(), keep_off).map_err(NodeError::Tree)?;
+    // Always there: it refuses what it cannot hold.
+    parts.push(Box::new(cores));
+    Ok(parts)
+}
+
 fn isolators(
+    mut parts: Vec<Box<dyn Isolator>>,
     tree: &Tree,
     bpf: &Bpf,
     disk: Option<&Arc<DiskSpace>>,
     outputs: Option<&Arc<Outputs>>,
     events: &Arc<EventLog>,
-    disk_io: DiskIo,
     memory: MemorySetup,
 ) -> Result<Isolators, NodeError> {
-    let mut parts: Vec<Box<dyn Isolator>> = Vec::new();
-    if tree.has("cpu") {
-        parts.push(Box::new(Cpu));
-    }
     if tree.has("memory") {
         parts.push(Box::new(Memory::open(tree, memory)?));
     }
@@ -330,8 +366,6 @@ fn isolators(
     if let Some(rules) = &bpf.ports {
         parts.push(Box::new(Ports::new(Arc::clone(rules), Arc::clone(events))));
     }
-    // Always there: it refuses what it cannot hold.
-    parts.push(Box::new(disk_io));
     Ok(Isolators::new(parts))
 }
 
@@ -405,14 +439,14 @@ fn defaults(config: &Config, disk_is_held: bool) -> Defaults {
             disk_bytes: if disk_is_held { config.default_disk.as_u64() } else { 0 },
             output_bytes: config.default_output.as_u64(),
             stall_percent: config.mem_stall_percent,
-            stall_for: std::time::Duration::from_millis(config.mem_stall_ms),
+            stall_for: Duration::from_millis(config.mem_stall_ms),
         },
         kill_grace: config.kill_grace(),
     }
 }
 
 fn keep(config: &Config) -> Keep {
-    let age = std::time::Duration::from_secs(config.sandbox_keep_hours.saturating_mul(3600));
+    let age = Duration::from_secs(config.sandbox_keep_hours.saturating_mul(3600));
     Keep { age, count: config.sandbox_keep_count }
 }
 
@@ -429,6 +463,9 @@ pub async fn cleanup(config: &Config) -> Result<(), NodeError> {
         let root = tree.root.clone();
         root.kill().map_err(NodeError::Tree)?;
         root.wait_empty().await.map_err(NodeError::Tree)?;
+        if let Err(error) = cores::forget(&tree) {
+            tracing::warn!(error = crate::error_chain(&error), "give exclusive cores back to the host");
+        }
         root.remove().map_err(NodeError::Tree)?;
         tracing::info!(cgroup = %root.path().display(), "removed");
     }

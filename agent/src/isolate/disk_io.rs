@@ -16,10 +16,13 @@ use bulkhead_proto::{
     v1::{self, Resources},
 };
 
-use super::{IsolateError, Isolator, TaskPlace, tree::Tree};
+use super::{
+    IsolateError, Isolator, TaskPlace,
+    tree::{Branch, Tree},
+};
 use crate::{
     config::Config,
-    grant::{Class, Grant, IO_WEIGHT},
+    grant::{Grant, IO_WEIGHT},
     kernel::{
         block::{Disk, DiskError},
         cgroupfs::{Cgroup, CgroupError, cgroup2_mount},
@@ -153,7 +156,7 @@ fn find(tree: &Tree, config: &Config) -> Result<Disk, Unavailable> {
     if !tree.has("io") {
         return Err(Unavailable::Controller);
     }
-    if !tree.parent(Class::Guaranteed).has(MAX) {
+    if !tree.branch(Branch::Guaranteed).has(MAX) {
         return Err(Unavailable::Throttling);
     }
     Ok(Disk::below(&config.work_dir)?)
@@ -178,7 +181,7 @@ fn hold(tree: &Tree, config: &Config, disk: Disk, model: Option<&DiskModel>) -> 
             tracing::warn!(disk = disk.name, error, "install the disk's model; its traffic is not weighed");
         }
     }
-    let guaranteed = tree.parent(Class::Guaranteed);
+    let guaranteed = tree.branch(Branch::Guaranteed);
     let weighing = match &root {
         Some(root) if guaranteed.has(WEIGHT) && io_cost::enabled(root, disk.number) => Some(Weighing::Cost),
         _ if disk.scheduler == "bfq" && guaranteed.has(BFQ_WEIGHT) => Some(Weighing::Bfq),
@@ -194,11 +197,13 @@ fn hold(tree: &Tree, config: &Config, disk: Disk, model: Option<&DiskModel>) -> 
 
 /// What was promised to tasks goes before everything else; what is lent comes last.
 fn weigh_tree(tree: &Tree, weighing: Weighing) -> Result<(), CgroupError> {
+    let guaranteed = tree.branch(Branch::Guaranteed);
     for (cgroup, weight) in [
         (&tree.root, GUARANTEED_WEIGHT),
         (&tree.agent_leaf(), AGENT_WEIGHT),
-        (tree.parent(Class::Guaranteed), GUARANTEED_WEIGHT),
-        (tree.parent(Class::Revocable), REVOCABLE_WEIGHT),
+        (&guaranteed, GUARANTEED_WEIGHT),
+        (&tree.branch(Branch::Exclusive), GUARANTEED_WEIGHT),
+        (&tree.branch(Branch::Revocable), REVOCABLE_WEIGHT),
     ] {
         match weighing {
             Weighing::Cost => cgroup.write(WEIGHT, &weight.to_string())?,

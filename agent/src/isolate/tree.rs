@@ -3,21 +3,63 @@
 //! ```text
 //! <cgroup2 mount>/<cgroup_root>/agent                 the agent itself
 //! <cgroup2 mount>/<cgroup_root>/guaranteed/<task>     weighted by their grants
-//! <cgroup2 mount>/<cgroup_root>/revocable/<task>      run when nobody else wants the CPU
+//! <cgroup2 mount>/<cgroup_root>/exclusive/<task>      guaranteed, on cores of their own
+//! <cgroup2 mount>/<cgroup_root>/revocable/<task>      run when nobody else wants the CPU, capped together
 //! ```
+//!
+//! Tasks with cores of their own live apart so that all others are kept off those cores by the cpusets of their
+//! parents: three files, however many tasks there are.
 
 use std::path::Path;
 
 use nix::unistd::Pid;
 
-use super::cpu::weight;
+use super::cpu::{Bandwidth, quota_usec, set_bandwidth, weight_of_cpus};
 use crate::{
-    grant::Class,
+    grant::{Class, Grant, PERIOD_USEC},
     kernel::cgroupfs::{Cgroup, CgroupError, cgroup2_mount},
 };
 
 /// Controllers that isolators use, where the kernel has them.
-const WANTED: [&str; 4] = ["cpu", "io", "memory", "pids"];
+const WANTED: [&str; 5] = ["cpu", CPUSET, "io", "memory", "pids"];
+/// The controller of cores and memory nodes.
+const CPUSET: &str = "cpuset";
+
+/// From the tree's root down to a task.
+const LEVELS_TO_TASKS: u32 = 2;
+
+/// Where in the tree a task lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Branch {
+    /// Guaranteed tasks on the cores that all share.
+    Guaranteed,
+    /// Guaranteed tasks on cores of their own.
+    Exclusive,
+    /// Revocable tasks.
+    Revocable,
+}
+
+impl Branch {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Guaranteed, Self::Exclusive, Self::Revocable];
+
+    /// That of a task with this grant.
+    pub fn of(grant: &Grant) -> Self {
+        match grant.class {
+            Class::Revocable => Self::Revocable,
+            Class::Guaranteed if grant.cpu.exclusive => Self::Exclusive,
+            Class::Guaranteed => Self::Guaranteed,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Guaranteed => "guaranteed",
+            Self::Exclusive => "exclusive",
+            Self::Revocable => "revocable",
+        }
+    }
+}
 
 /// The agent's part of the cgroup tree.
 #[derive(Clone, Debug)]
@@ -27,8 +69,6 @@ pub struct Tree {
     /// How many levels the task cgroups are below the mount: what the BPF programs ask for.
     pub task_level: u32,
     controllers: Vec<&'static str>,
-    guaranteed: Cgroup,
-    revocable: Cgroup,
 }
 
 impl Tree {
@@ -40,9 +80,8 @@ impl Tree {
         let mount = cgroup2_mount()?;
         let relative = cgroup_root.strip_prefix("/").unwrap_or(cgroup_root);
         let root = Cgroup::at(mount.join(relative));
-        let depth = u32::try_from(relative.components().count()).unwrap_or(u32::MAX - 2);
-        let (guaranteed, revocable) = (root.child("guaranteed"), root.child("revocable"));
-        Ok(Self { root, task_level: depth + 2, controllers: Vec::new(), guaranteed, revocable })
+        let depth = u32::try_from(relative.components().count()).unwrap_or(u32::MAX - LEVELS_TO_TASKS);
+        Ok(Self { root, task_level: depth + LEVELS_TO_TASKS, controllers: Vec::new() })
     }
 
     /// Makes the tree, moves the agent into its leaf, and hands down the controllers that are there.
@@ -68,8 +107,12 @@ impl Tree {
         for cgroup in &chain {
             cgroup.enable(&tree.controllers)?;
         }
-        for parent in [&tree.guaranteed, &tree.revocable] {
-            Cgroup::create(parent.path())?.enable(&tree.controllers)?;
+        // Cpusets are set on the branches; only tasks with cores of their own have one each.
+        let of_tasks: Vec<_> = tree.controllers.iter().copied().filter(|c| *c != CPUSET).collect();
+        for branch in Branch::ALL {
+            let exclusive = branch == Branch::Exclusive;
+            let controllers = if exclusive { &tree.controllers } else { &of_tasks };
+            Cgroup::create(tree.branch(branch).path())?.enable(controllers)?;
         }
         tree.set_weights(cpus)?;
         Ok(tree)
@@ -81,13 +124,29 @@ impl Tree {
         if !self.has("cpu") {
             return Ok(());
         }
-        self.root.write("cpu.weight", &weight(cpus.saturating_mul(1000)).to_string())?;
-        self.guaranteed.write("cpu.weight", &weight(cpus.saturating_mul(1000)).to_string())?;
-        if self.revocable.has("cpu.idle") {
-            self.revocable.write("cpu.idle", "1")
+        let weight = weight_of_cpus(cpus).to_string();
+        self.root.write("cpu.weight", &weight)?;
+        self.branch(Branch::Guaranteed).write("cpu.weight", &weight)?;
+        self.branch(Branch::Exclusive).write("cpu.weight", &weight)?;
+        let revocable = self.branch(Branch::Revocable);
+        if revocable.has("cpu.idle") {
+            revocable.write("cpu.idle", "1")
         } else {
-            self.revocable.write("cpu.weight", "1")
+            revocable.write("cpu.weight", "1")
         }
+    }
+
+    /// Caps all revocable tasks together; they get at least a hundredth of a CPU, so that none stands still.
+    ///
+    /// # Errors
+    /// The kernel's refusal. Nothing is done without the cpu controller.
+    pub fn squeeze_revocable(&self, cap_milli: u64) -> Result<(), CgroupError> {
+        if !self.has("cpu") {
+            return Ok(());
+        }
+        let quota_usec = Some(quota_usec(cap_milli, PERIOD_USEC));
+        let cap = Bandwidth { quota_usec, period_usec: PERIOD_USEC, burst_usec: 0 };
+        set_bandwidth(&self.branch(Branch::Revocable), &cap)
     }
 
     /// Does the tree have this controller?
@@ -95,12 +154,25 @@ impl Tree {
         self.controllers.contains(&controller)
     }
 
-    /// The cgroup under which tasks of this class live.
-    pub fn parent(&self, class: Class) -> &Cgroup {
-        match class {
-            Class::Guaranteed => &self.guaranteed,
-            Class::Revocable => &self.revocable,
-        }
+    /// The cgroup under which the tasks of a branch live.
+    pub fn branch(&self, branch: Branch) -> Cgroup {
+        self.root.child(branch.name())
+    }
+
+    /// The root of the hierarchy.
+    pub fn mount(&self) -> Cgroup {
+        Cgroup::at(self.root.path().ancestors().nth(self.depth()).unwrap_or_else(|| self.root.path()))
+    }
+
+    /// The cgroups from below the mount down to the tree's root, which is the last.
+    pub fn path_from_mount(&self) -> Vec<Cgroup> {
+        let mut path: Vec<_> = self.root.path().ancestors().take(self.depth()).map(Cgroup::at).collect();
+        path.reverse();
+        path
+    }
+
+    fn depth(&self) -> usize {
+        usize::try_from(self.task_level.saturating_sub(LEVELS_TO_TASKS)).unwrap_or(usize::MAX)
     }
 
     /// The agent's own cgroup.
@@ -111,8 +183,8 @@ impl Tree {
     /// The cgroup of a task, made or not.
     ///
     /// The prefix keeps a task from being named like a control file; ids have no `@`, so no two tasks share a name.
-    pub fn task(&self, class: Class, framework_id: &str, task_id: &str) -> Cgroup {
-        self.parent(class).child(&format!("task@{framework_id}@{task_id}"))
+    pub fn task(&self, branch: Branch, framework_id: &str, task_id: &str) -> Cgroup {
+        self.branch(branch).child(&format!("task@{framework_id}@{task_id}"))
     }
 
     /// The cgroups of all tasks, also of those that no agent knows any more.
@@ -120,8 +192,10 @@ impl Tree {
     /// # Errors
     /// When a directory cannot be read.
     pub fn tasks(&self) -> Result<Vec<Cgroup>, CgroupError> {
-        let mut tasks = self.guaranteed.children()?;
-        tasks.extend(self.revocable.children()?);
+        let mut tasks = Vec::new();
+        for branch in Branch::ALL {
+            tasks.extend(self.branch(branch).children()?);
+        }
         Ok(tasks)
     }
 }
@@ -132,16 +206,15 @@ mod tests {
 
     #[test]
     fn a_task_cannot_be_named_like_a_control_file() {
-        let cgroup = Cgroup::at("/c/guaranteed");
-        let root = Cgroup::at("/c");
-        let tree = Tree {
-            revocable: root.child("revocable"),
-            guaranteed: cgroup,
-            root,
-            task_level: 3,
-            controllers: vec![],
-        };
-        let task = tree.task(Class::Guaranteed, "cpu", "max");
+        let tree = Tree { root: Cgroup::at("/c"), task_level: 3, controllers: vec![] };
+        let task = tree.task(Branch::Guaranteed, "cpu", "max");
         assert_eq!(task.path(), Path::new("/c/guaranteed/task@cpu@max"));
+    }
+
+    #[test]
+    fn the_way_from_the_mount_ends_at_the_root_of_the_tree() {
+        let tree = Tree { root: Cgroup::at("/sys/fs/cgroup/a/b"), task_level: 4, controllers: vec![] };
+        assert_eq!(tree.mount(), Cgroup::at("/sys/fs/cgroup"));
+        assert_eq!(tree.path_from_mount(), ["/sys/fs/cgroup/a", "/sys/fs/cgroup/a/b"].map(Cgroup::at));
     }
 }

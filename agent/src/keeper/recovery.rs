@@ -12,7 +12,7 @@ use nix::{errno::Errno, unistd::Pid};
 use super::{Keeper, Live, Message};
 use crate::{
     grant::Grant,
-    isolate::TaskPlace,
+    isolate::{TaskPlace, tree::Branch},
     journal::replay::{Remembered, Replayed},
     kernel::{
         cgroupfs::{Cgroup, CgroupError},
@@ -95,7 +95,7 @@ impl Keeper {
             self.give_up(key, None, same_boot);
             return Ok(());
         };
-        let cgroup = self.parts.launcher.tree().task(grant.class, &key.0, &key.1);
+        let cgroup = self.parts.launcher.tree().task(Branch::of(&grant), &key.0, &key.1);
         let id = match &task.started {
             Some(started) => started.cgroup_id,
             None => cgroup.id().unwrap_or_default(),

@@ -57,10 +57,24 @@ impl Keeper {
             ..Resources::default()
         }
         .at_most(ledger.capacity());
-        let capacity = ledger.capacity().cpu_milli;
+        // What a task leaves of cores of its own, nobody else can use.
+        let capacity = ledger.capacity().cpu_milli.saturating_sub(ledger.exclusive_cpu_milli());
         let lend = |peak| lendable_cpu_milli(capacity, seen.strangers_cpu_milli, peak);
         let revocable = seen.guaranteed_cpu_milli.map_or(0, lend);
         ledger.observe(strangers, revocable);
+        if let Some(cap) = seen.guaranteed_cpu_milli.and_then(|_| self.revocable_cap.next(revocable)) {
+            self.squeeze_revocable(cap);
+        }
+    }
+
+    /// In the background, as everything that touches files.
+    fn squeeze_revocable(&self, cap_milli: u64) {
+        let tree = self.parts.launcher.tree().clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = tree.squeeze_revocable(cap_milli) {
+                tracing::warn!(cap_milli, error = crate::error_chain(&error), "cap the revocable tasks");
+            }
+        });
     }
 
     /// Removes old sandboxes of tasks that are over, in the background.

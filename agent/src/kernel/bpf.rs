@@ -1,8 +1,9 @@
 //! The BPF programs: loading them once, and typed handles to what they share with the agent.
 //!
 //! ```text
-//! agent --ensure_loaded--> short-lived child --load_and_pin--> /sys/fs/bpf/bulkhead/{ports-...,exits-...,ooms-...}
-//! agent <--PortRules, DenialStream, ExitRecords, OomRecords-- the same pins
+//! agent --ensure_loaded--> short-lived child --load_and_pin--> /sys/fs/bpf/bulkhead/{ports-...,exits-...,ooms-...,
+//!     foreign-...}
+//! agent <--PortRules, DenialStream, ExitRecords, OomRecords, ForeignTimes-- the same pins
 //! ```
 //!
 //! Programs and maps are pinned: they hold while the agent is down, and a restarted agent adopts
@@ -14,6 +15,7 @@
 mod denials;
 mod error;
 mod exits;
+mod foreign;
 mod load;
 mod ooms;
 mod pins;
@@ -24,10 +26,11 @@ mod table;
 pub use denials::DenialStream;
 pub use error::BpfError;
 pub use exits::ExitRecords;
+pub use foreign::ForeignTimes;
 pub use load::{LoadReport, load_and_pin};
 pub use ooms::{OomRecords, OomVictim};
 pub use pins::{LOAD_SUBCOMMAND, LoadSpec, Loaded, ensure_loaded, loader_command, remove};
 pub use ports::PortRules;
 pub use probe::{Support, probe_exits, probe_ooms, probe_ports};
 
-pub use bulkhead_abi::{Denial, DenialEvent, DenialKey};
+pub use bulkhead_abi::{Denial, DenialEvent, DenialKey, ForeignTime};

@@ -9,8 +9,8 @@ use crate::isolate::output;
 use super::{
     appender::io_uring_works,
     bpf,
-    cgroupfs::{Cgroup, cgroup2_mount},
-    io_cost, landlock,
+    cgroupfs::{Cgroup, CgroupError, cgroup2_mount},
+    core_scheduling, io_cost, landlock,
     pressure::MemoryTrigger,
     quota, spawn,
 };
@@ -51,6 +51,13 @@ impl Features {
         let mount = mount.ok();
         features.extend(controllers(mount.as_deref()));
         features.extend(cgroup_calls(mount.as_deref()));
+        features.extend(cpu_files(mount.as_deref()));
+        features.push(feature(
+            "core_scheduling",
+            core_scheduling::supported().map(|()| "prctl(PR_SCHED_CORE)".to_owned()),
+            "tasks that share no physical core with others at any moment",
+            "tasks that ask for it are refused",
+        ));
         features.push(feature(
             "bpf_ports",
             supported(bpf::probe_ports(), "cgroup socket hooks, ring buffer"),
@@ -62,6 +69,12 @@ impl Features {
             supported(bpf::probe_exits(), "raw tracepoint, BTF"),
             "exit codes of tasks that end while no agent runs",
             "such tasks are reported as failed, exit unknown",
+        ));
+        features.push(feature(
+            "bpf_foreign",
+            supported(bpf::probe_exits(), "raw tracepoint, BTF"),
+            "proof of exclusive cores: the time of others on them is counted",
+            "cores are exclusive all the same, and nothing is counted",
         ));
         features.push(feature(
             "disk_quota",
@@ -154,6 +167,12 @@ fn controllers(mount: Option<&Path>) -> Vec<Feature> {
     vec![
         feature("cgroup_cpu", find("cpu"), "CPU shares and caps: cpu.weight, cpu.max", "CPU is not offered"),
         feature(
+            "cgroup_cpuset",
+            find("cpuset"),
+            "cores of a task's own: cpuset.cpus, cpuset.mems",
+            "tasks that ask for exclusive cores are refused",
+        ),
+        feature(
             "cgroup_memory",
             find("memory"),
             "memory limits: memory.max, oom.group",
@@ -178,6 +197,65 @@ fn controllers(mount: Option<&Path>) -> Vec<Feature> {
             "disk I/O is not offered, unless the disk's scheduler is bfq",
         ),
     ]
+}
+
+/// What newer kernels have for CPUs: files, which only a cgroup with the controllers has.
+fn cpu_files(mount: Option<&Path>) -> Vec<Feature> {
+    let files = ["cpu.max.burst", "cpu.idle", "cpuset.cpus.exclusive"];
+    let found = mount.map_or_else(|| Err("no cgroup2".to_owned()), |m| files_with_controllers(m, files));
+    let [burst, idle, exclusive] = match found {
+        Ok(found) => {
+            found.map(|(file, there)| if there { Ok(file.to_owned()) } else { Err(format!("no {file}")) })
+        }
+        Err(why) => std::array::from_fn(|_| Err(why.clone())),
+    };
+    vec![
+        feature(
+            "cpu_burst",
+            burst,
+            "CPU time saved up while idle: cpu.max.burst",
+            "tasks that ask for it are refused",
+        ),
+        feature(
+            "cpu_idle",
+            idle,
+            "revocable tasks run only on CPU that nobody else wants: cpu.idle",
+            "they have the smallest weight instead",
+        ),
+        feature(
+            "cpuset_partition",
+            exclusive,
+            "the whole host is kept off exclusive cores by the kernel: cpuset.cpus.partition",
+            "other cgroups are kept off by their own cpuset.cpus; isolated cores are refused",
+        ),
+    ]
+}
+
+/// Looks for files in a cgroup that has the cpu and cpuset controllers; they are handed down for a moment where
+/// nobody has done so yet.
+fn files_with_controllers<const N: usize>(
+    mount: &Path,
+    files: [&'static str; N],
+) -> Result<[(&'static str, bool); N], String> {
+    let explain = |e: CgroupError| crate::error_chain(&e);
+    let root = Cgroup::at(mount);
+    let available = root.controllers().map_err(explain)?;
+    let on = root.read("cgroup.subtree_control").map_err(explain)?;
+    let missing: Vec<_> = ["cpu", "cpuset"]
+        .into_iter()
+        .filter(|c| available.iter().any(|a| a == c) && !on.split_whitespace().any(|o| o == *c))
+        .collect();
+    root.enable(&missing).map_err(explain)?;
+    let probe = Cgroup::create(mount.join(format!("bulkhead-probe-cpu-{}", std::process::id())));
+    let found = probe.and_then(|cgroup| {
+        let found = files.map(|file| (file, cgroup.has(file)));
+        cgroup.remove().map(|()| found)
+    });
+    for controller in missing {
+        // An agent that starts at this moment may use it already, and keeps it.
+        let _ = root.write("cgroup.subtree_control", &format!("-{controller}"));
+    }
+    found.map_err(explain)
 }
 
 /// Tries what needs a cgroup, in one that is made for it.

@@ -19,7 +19,10 @@ use super::{
     sandbox::{Sandbox, SandboxError},
 };
 use crate::{
-    isolate::{IsolateError, Isolators, TaskPlace, tree::Tree},
+    isolate::{
+        IsolateError, Isolators, TaskPlace,
+        tree::{Branch, Tree},
+    },
     journal::{JournalError, Started},
     kernel::{
         bpf::ExitRecords,
@@ -79,6 +82,9 @@ impl LaunchError {
         match self {
             Self::User(UserError::Root(_)) => TaskReason::UserNotAllowed,
             Self::User(_) => TaskReason::UserUnknown,
+            Self::Isolate { source, .. } if matches!(**source, IsolateError::Refused(_)) => {
+                TaskReason::InvalidGrant
+            }
             Self::Spawn { source, .. } => match source.exec_errno() {
                 Some(Errno::ENOENT | Errno::ENOTDIR) => TaskReason::CommandNotFound,
                 Some(Errno::EACCES | Errno::ENOEXEC) => TaskReason::CommandNotExecutable,
@@ -187,7 +193,7 @@ impl Launcher {
 
     /// A fresh cgroup. What an earlier run left empty is replaced, so that no counter of it is inherited.
     fn make_cgroup(&self, plan: &Plan, sandbox: &Sandbox) -> Result<TaskPlace, LaunchError> {
-        let cgroup = self.tree.task(plan.grant.class, &plan.framework_id, &plan.task_id);
+        let cgroup = self.tree.task(Branch::of(&plan.grant), &plan.framework_id, &plan.task_id);
         if cgroup.exists() {
             if cgroup.populated()? {
                 return Err(LaunchError::Occupied(cgroup.path().to_owned()));

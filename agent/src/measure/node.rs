@@ -4,7 +4,10 @@ use std::time::Instant;
 
 use procfs::{Current as _, CurrentSI as _, KernelStats, Meminfo, ProcError};
 
-use crate::{grant::Class, isolate::tree::Tree, kernel::cgroupfs::Cgroup};
+use crate::{
+    isolate::tree::{Branch, Tree},
+    kernel::cgroupfs::Cgroup,
+};
 
 /// The kernel's files could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +47,7 @@ pub struct NodeUse {
     pub strangers_cpu_milli: u64,
     /// Memory that is neither available to new programs nor a task's.
     pub strangers_mem_bytes: u64,
-    /// CPU of guaranteed tasks.
+    /// CPU of guaranteed tasks, those with cores of their own left out: nobody else could use what these leave.
     pub guaranteed_cpu_milli: u64,
 }
 
@@ -54,7 +57,8 @@ struct Counters {
     at: Instant,
     busy_usec: u64,
     guaranteed_usec: u64,
-    revocable_usec: u64,
+    /// Of all other tasks: revocable, or on cores of their own.
+    others_usec: u64,
 }
 
 /// Turns the kernel's counters into [`NodeUse`].
@@ -85,8 +89,7 @@ impl NodeSampler {
         let mem = meminfo()?;
         // Without MemAvailable (Linux 3.14) only free memory is certain to be available.
         let available = mem.mem_available.unwrap_or(mem.mem_free);
-        let tasks: u64 =
-            [Class::Guaranteed, Class::Revocable].map(|c| firm_memory(self.tree.parent(c))).iter().sum();
+        let tasks: u64 = Branch::ALL.map(|branch| firm_memory(&self.tree.branch(branch))).iter().sum();
         let strangers_mem_bytes = mem.mem_total.saturating_sub(available).saturating_sub(tasks);
         Ok(NodeUse { strangers_cpu_milli, strangers_mem_bytes, guaranteed_cpu_milli })
     }
@@ -98,9 +101,9 @@ fn cpu_use(before: &Counters, after: &Counters) -> (u64, u64) {
         u64::try_from(after.at.saturating_duration_since(before.at).as_micros()).unwrap_or(u64::MAX);
     let milli = |usec: u64| usec.saturating_mul(1000).checked_div(wall_usec).unwrap_or(0);
     let guaranteed = after.guaranteed_usec.saturating_sub(before.guaranteed_usec);
-    let revocable = after.revocable_usec.saturating_sub(before.revocable_usec);
+    let others = after.others_usec.saturating_sub(before.others_usec);
     let busy = after.busy_usec.saturating_sub(before.busy_usec);
-    (milli(busy.saturating_sub(guaranteed).saturating_sub(revocable)), milli(guaranteed))
+    (milli(busy.saturating_sub(guaranteed).saturating_sub(others)), milli(guaranteed))
 }
 
 fn counters(tree: &Tree, at: Instant) -> Result<Counters, MeasureError> {
@@ -115,12 +118,12 @@ fn counters(tree: &Tree, at: Instant) -> Result<Counters, MeasureError> {
         total.steal.unwrap_or(0),
     ];
     let usec_per_tick = 1_000_000 / procfs::ticks_per_second().max(1);
-    let used = |class| tree.parent(class).read_key("cpu.stat", "usage_usec").ok().flatten().unwrap_or(0);
+    let used = |branch| tree.branch(branch).read_key("cpu.stat", "usage_usec").ok().flatten().unwrap_or(0);
     Ok(Counters {
         at,
         busy_usec: busy_ticks.iter().sum::<u64>().saturating_mul(usec_per_tick),
-        guaranteed_usec: used(Class::Guaranteed),
-        revocable_usec: used(Class::Revocable),
+        guaranteed_usec: used(Branch::Guaranteed),
+        others_usec: used(Branch::Revocable) + used(Branch::Exclusive),
     })
 }
 
@@ -154,8 +157,8 @@ mod tests {
 
     use super::*;
 
-    fn at(start: Instant, ms: u64, busy_usec: u64, guaranteed_usec: u64, revocable_usec: u64) -> Counters {
-        Counters { at: start + Duration::from_millis(ms), busy_usec, guaranteed_usec, revocable_usec }
+    fn at(start: Instant, ms: u64, busy_usec: u64, guaranteed_usec: u64, others_usec: u64) -> Counters {
+        Counters { at: start + Duration::from_millis(ms), busy_usec, guaranteed_usec, others_usec }
     }
 
     #[test]

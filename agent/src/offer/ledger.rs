@@ -51,17 +51,19 @@ struct Held {
     pool: Resources,
     /// CPU that was lent.
     revocable_cpu_milli: u64,
+    /// The part of `pool` that is cores of its own.
+    exclusive_cpu_milli: u64,
 }
 
 impl Held {
     fn of(grant: &Grant) -> Self {
         let all = amounts(grant);
-        match grant.class {
-            Class::Guaranteed => Self { pool: all, revocable_cpu_milli: 0 },
-            Class::Revocable => {
-                Self { revocable_cpu_milli: all.cpu_milli, pool: Resources { cpu_milli: 0, ..all } }
-            }
-        }
+        let exclusive_cpu_milli = if grant.cpu.exclusive { grant.cpu_milli } else { 0 };
+        let (revocable_cpu_milli, pool) = match grant.class {
+            Class::Guaranteed => (0, all),
+            Class::Revocable => (all.cpu_milli, Resources { cpu_milli: 0, ..all }),
+        };
+        Self { pool, revocable_cpu_milli, exclusive_cpu_milli }
     }
 }
 
@@ -124,6 +126,7 @@ impl Ledger {
         let both = Held {
             pool: held.pool.at_least(&wanted.pool),
             revocable_cpu_milli: held.revocable_cpu_milli.max(wanted.revocable_cpu_milli),
+            exclusive_cpu_milli: held.exclusive_cpu_milli.max(wanted.exclusive_cpu_milli),
         };
         self.hold(key, both);
         Ok(())
@@ -230,6 +233,11 @@ impl Ledger {
             revocable_allocated_cpu_milli: self.revocable_allocated(),
             ..v1::ResourceReport::default()
         }
+    }
+
+    /// CPU of tasks with cores of their own: what these leave idle cannot be lent.
+    pub fn exclusive_cpu_milli(&self) -> u64 {
+        self.held.values().map(|held| held.exclusive_cpu_milli).sum()
     }
 
     fn revocable_allocated(&self) -> u64 {

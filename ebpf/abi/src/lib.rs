@@ -11,10 +11,12 @@
 
 mod c;
 mod exits;
+mod foreign;
 mod ooms;
 mod ports;
 
 pub use exits::{ExitRecord, MAX_EXITS};
+pub use foreign::{ForeignTime, MAX_OWNERS};
 pub use ooms::{MAX_OOMS, OomRecord};
 pub use ports::{
     COMM_LEN, Denial, DenialEvent, DenialKey, EVENT_RING_BYTES, GrantIndex, INDEX_WORDS, MAX_DENIALS,
@@ -26,7 +28,8 @@ pub use ports::{
 pub const ABI_VERSION: u32 = 1;
 
 /// The C declarations of the types that `observe` uses. They expect `__u8`, `__u32` and `__u64` to be defined.
-pub const C_HEADER: [&str; 2] = [ExitRecord::C_DECLARATION, OomRecord::C_DECLARATION];
+pub const C_HEADER: [&str; 3] =
+    [ExitRecord::C_DECLARATION, ForeignTime::C_DECLARATION, OomRecord::C_DECLARATION];
 
 /// Names of maps, programs and globals: the identifiers in `enforce` and `observe`, and the names
 /// under which they are pinned.
@@ -63,4 +66,12 @@ pub mod names {
     pub const OOMS: &str = "ooms";
     /// The pinned link of the program that records victims of the out-of-memory killer.
     pub const OOM_LINK: &str = "mark_victim";
+    /// CPU -> cgroup id of the task that owns it, or 0. The agent writes.
+    pub const CORE_OWNERS: &str = "core_owners";
+    /// Cgroup id of an owner -> [`ForeignTime`](crate::ForeignTime). The agent makes, the program adds.
+    pub const FOREIGN_TIMES: &str = "foreign_times";
+    /// The pinned program that counts foreign time.
+    pub const FOREIGN_PROGRAM: &str = "sched_switch";
+    /// Its pinned link, while some core has an owner.
+    pub const FOREIGN_LINK: &str = "sched_switch_link";
 }

@@ -177,7 +177,11 @@ async fn a_lying_registry_is_found_out() {
         ("app:v1", lie(&|c| drop(c.blobs.remove(&layer))), "pull layer"),
         ("app:v1", lie(&|c| drop(c.blobs.insert(config.clone(), vec![b' '; 9 << 20]))), "corrupt"),
         ("app:v1", lie(&|c| drop(c.blobs.remove(&config))), "configuration"),
-        (by_digest.as_str(), lie(&|c| c.manifests.get_mut(&manifest).unwrap().1.push(b' ')), "Invalid digest"),
+        (
+            by_digest.as_str(),
+            lie(&|c| c.manifests.get_mut(&manifest).unwrap().1.push(b' ')),
+            "Invalid digest",
+        ),
         ("app:v1", lie(&|c| c.manifests.get_mut("v1").unwrap().1 = b"nonsense".to_vec()), "malformed"),
     ];
     for (n, (name, content, why)) in cases.into_iter().enumerate() {

@@ -9,8 +9,11 @@
 
 use std::{collections::HashMap, path::PathBuf};
 
-use super::super::{IsolateError, tree::Tree};
-use crate::{grant::Class, kernel::cgroupfs::Cgroup, metrics::Metrics};
+use super::super::{
+    IsolateError,
+    tree::{Branch, Tree},
+};
+use crate::{kernel::cgroupfs::Cgroup, metrics::Metrics};
 
 /// For the agent itself: it fits with a thousand tasks, and is a small price for one that answers under pressure.
 const AGENT_BYTES: u64 = 32 << 20;
@@ -71,7 +74,8 @@ pub(super) fn protect(cgroup: &Cgroup, protected: Protected) -> Result<(), Isola
 #[derive(Debug)]
 pub(super) struct Protection {
     root: Cgroup,
-    parent: Cgroup,
+    /// Of guaranteed tasks. Each may hold any part of what is granted, so each is protected up to all of it.
+    parents: Vec<Cgroup>,
     caps: Caps,
     tasks: HashMap<PathBuf, u64>,
     granted_bytes: u64,
@@ -84,14 +88,18 @@ impl Protection {
     /// # Errors
     /// A cgroup of the tree that cannot be read or written.
     pub(super) fn open(tree: &Tree, caps: Caps) -> Result<Self, IsolateError> {
-        let (root, parent) = (tree.root.clone(), tree.parent(Class::Guaranteed).clone());
+        let root = tree.root.clone();
+        let parents = [Branch::Guaranteed, Branch::Exclusive].map(|branch| tree.branch(branch)).to_vec();
         let mut tasks = HashMap::new();
-        for task in parent.children()? {
-            let protected = task.read_number("memory.low").ok().flatten().unwrap_or(0);
-            tasks.insert(task.path().to_owned(), protected);
+        for parent in &parents {
+            for task in parent.children()? {
+                let protected = task.read_number("memory.low").ok().flatten().unwrap_or(0);
+                tasks.insert(task.path().to_owned(), protected);
+            }
         }
         let granted_bytes = tasks.values().copied().fold(0, u64::saturating_add);
-        let mut protection = Self { root, parent, caps, tasks, granted_bytes, written: Protected::default() };
+        let mut protection =
+            Self { root, parents, caps, tasks, granted_bytes, written: Protected::default() };
         protection.write(caps.parent(granted_bytes))?;
         let agent = Protected { min_bytes: AGENT_BYTES, low_bytes: AGENT_BYTES };
         protect(&tree.agent_leaf(), agent)?;
@@ -126,7 +134,7 @@ impl Protection {
 
     fn write(&mut self, wanted: Protected) -> Result<(), IsolateError> {
         protect(&self.root, root(wanted))?;
-        protect(&self.parent, wanted)?;
+        self.parents.iter().try_for_each(|parent| protect(parent, wanted))?;
         self.written = wanted;
         Ok(())
     }
@@ -183,7 +191,7 @@ mod tests {
         let (tasks_now, written) = (HashMap::new(), Protected::default());
         let mut books = Protection {
             root: root.clone(),
-            parent: parent.clone(),
+            parents: vec![parent.clone()],
             caps,
             tasks: tasks_now,
             granted_bytes: 0,

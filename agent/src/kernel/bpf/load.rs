@@ -12,10 +12,10 @@ use aya::{
         links::{FdLink, LinkError},
     },
 };
-use bulkhead_abi::{MAX_EXITS, MAX_OOMS, names};
+use bulkhead_abi::{MAX_EXITS, MAX_OOMS, MAX_OWNERS, names};
 use bulkhead_ebpf::{
     ENFORCE,
-    observe::{exits::ExitsSkelBuilder, ooms::OomsSkelBuilder},
+    observe::{exits::ExitsSkelBuilder, foreign::ForeignSkelBuilder, ooms::OomsSkelBuilder},
 };
 use libbpf_rs::{
     MapCore as _, MapFlags, MapHandle,
@@ -30,8 +30,8 @@ use super::{
 /// What was loaded besides the port rules, without which loading fails.
 #[derive(Debug)]
 pub struct LoadReport {
-    /// Why exits, or victims of the out-of-memory killer, are not recorded. The subcommand prints it to standard
-    /// error and succeeds.
+    /// Why exits, victims of the out-of-memory killer or time on others' cores are not recorded. The subcommand
+    /// prints it to standard error and succeeds.
     pub missing: Vec<BpfError>,
 }
 
@@ -46,7 +46,11 @@ pub fn load_and_pin(spec: &LoadSpec) -> Result<LoadReport, BpfError> {
     create_dir(&spec.pin_dir)?;
     let names = PinNames::of(spec)?;
     complete(spec, &names.ports, load_ports)?;
-    let observed = [complete(spec, &names.exits, load_exits), complete(spec, &names.ooms, load_ooms)];
+    let observed = [
+        complete(spec, &names.exits, load_exits),
+        complete(spec, &names.ooms, load_ooms),
+        complete(spec, &names.foreign, load_foreign),
+    ];
     remove_stale(spec, &names)?;
     Ok(LoadReport { missing: observed.into_iter().filter_map(Result::err).collect() })
 }
@@ -159,6 +163,39 @@ fn load_exits_with(spec: &LoadSpec, dir: &Path, typed: bool) -> Result<(), BpfEr
     let mut link = program.attach().map_err(failed("attach"))?;
     exits.maps.exits.pin(dir.join(names::EXITS)).map_err(failed("pin the map of"))?;
     link.pin(dir.join(names::EXIT_LINK)).map_err(failed("pin the link of"))
+}
+
+/// Not attached: the agent does that while some core has an owner.
+fn load_foreign(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
+    let typed = load_foreign_with(spec, dir, true);
+    if typed.is_err() {
+        load_foreign_with(spec, dir, false).or(typed)?;
+    }
+    for from in older {
+        copy(&from.join(names::FOREIGN_TIMES), &dir.join(names::FOREIGN_TIMES))?;
+    }
+    Ok(())
+}
+
+fn load_foreign_with(spec: &LoadSpec, dir: &Path, typed: bool) -> Result<(), BpfError> {
+    let failed = |op| observing(op, "foreign");
+    let cpus = libbpf_rs::num_possible_cpus().map_err(failed("count the CPUs for"))?;
+    let mut memory = std::mem::MaybeUninit::uninit();
+    let mut open = ForeignSkelBuilder::default().open(&mut memory).map_err(failed("open"))?;
+    open.progs.sched_switch_btf.set_autoload(typed);
+    open.progs.sched_switch_raw.set_autoload(!typed);
+    let cpus = u32::try_from(cpus).unwrap_or(MAX_OWNERS);
+    open.maps.core_owners.set_max_entries(cpus).map_err(failed("size the maps of"))?;
+    open.maps.foreign_times.set_max_entries(MAX_OWNERS).map_err(failed("size the maps of"))?;
+    if let Some(constants) = &mut open.maps.rodata_data {
+        constants.task_level = i32::try_from(spec.task_level).unwrap_or(i32::MAX);
+    }
+    let mut foreign = open.load().map_err(failed("load"))?;
+    let program =
+        if typed { &mut foreign.progs.sched_switch_btf } else { &mut foreign.progs.sched_switch_raw };
+    program.pin(dir.join(names::FOREIGN_PROGRAM)).map_err(failed("pin the program of"))?;
+    foreign.maps.core_owners.pin(dir.join(names::CORE_OWNERS)).map_err(failed("pin the maps of"))?;
+    foreign.maps.foreign_times.pin(dir.join(names::FOREIGN_TIMES)).map_err(failed("pin the maps of"))
 }
 
 fn load_ooms(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {

@@ -4,6 +4,8 @@
 //! <pin_dir>/ports-v<ABI>-<build>-<cgroup id>-<level>/   maps and links of `enforce`
 //! <pin_dir>/exits-v<ABI>-<build>-<level>/               map and link of `observe/exits`
 //! <pin_dir>/ooms-v<ABI>-<build>-<level>/                map and link of `observe/ooms`
+//! <pin_dir>/foreign-v<ABI>-<build>-<level>/             maps and program of `observe/foreign`, and its link
+//!                                                       while some core has an owner
 //! ```
 //!
 //! A directory gets its name when it is complete, so whoever finds the name can adopt what is in it.
@@ -53,6 +55,8 @@ pub struct Loaded {
     pub exits: Result<PathBuf, String>,
     /// For [`OomRecords::open`](super::OomRecords::open), or why this kernel records no victims.
     pub ooms: Result<PathBuf, String>,
+    /// For [`ForeignTimes::open`](super::ForeignTimes::open), or why this kernel counts no foreign time.
+    pub foreign: Result<PathBuf, String>,
     /// The programs were loaded now. False: they were adopted, with all grants and counts in them.
     pub fresh: bool,
     /// A bpffs was mounted on `/sys/fs/bpf` for this.
@@ -64,6 +68,7 @@ pub(super) struct PinNames {
     pub(super) ports: String,
     pub(super) exits: String,
     pub(super) ooms: String,
+    pub(super) foreign: String,
 }
 
 impl PinNames {
@@ -73,6 +78,7 @@ impl PinNames {
             ports: format!("ports-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}"),
             exits: format!("exits-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
             ooms: format!("ooms-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
+            foreign: format!("foreign-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
         }
     }
 
@@ -95,7 +101,7 @@ impl PinNames {
     }
 
     fn is_current(&self, name: &str) -> bool {
-        [&self.ports, &self.exits, &self.ooms].into_iter().any(|current| name == current)
+        [&self.ports, &self.exits, &self.ooms, &self.foreign].into_iter().any(|current| name == current)
     }
 }
 
@@ -119,10 +125,11 @@ pub fn ensure_loaded(spec: &LoadSpec, mut loader: Command) -> Result<Loaded, Bpf
     let mounted = ensure_bpffs(&spec.pin_dir)?;
     let names = PinNames::of(spec)?;
     let ports = spec.pin_dir.join(&names.ports);
-    let [exits, ooms] = [&names.exits, &names.ooms].map(|name| spec.pin_dir.join(name));
+    let all = [&names.exits, &names.ooms, &names.foreign].map(|name| spec.pin_dir.join(name));
     let fresh = !ports.exists();
-    if !fresh && exits.exists() && ooms.exists() {
-        return Ok(Loaded { ports, exits: Ok(exits), ooms: Ok(ooms), fresh, mounted });
+    if !fresh && all.iter().all(|dir| dir.exists()) {
+        let [exits, ooms, foreign] = all.map(Ok);
+        return Ok(Loaded { ports, exits, ooms, foreign, fresh, mounted });
     }
     let program = loader.get_program().to_string_lossy().into_owned();
     let output = loader
@@ -134,8 +141,8 @@ pub fn ensure_loaded(spec: &LoadSpec, mut loader: Command) -> Result<Loaded, Bpf
     if !output.status.success() || !ports.exists() {
         return Err(BpfError::Loader { status: output.status, message });
     }
-    let [exits, ooms] = [exits, ooms].map(|dir| if dir.exists() { Ok(dir) } else { Err(message.clone()) });
-    Ok(Loaded { ports, exits, ooms, fresh, mounted })
+    let [exits, ooms, foreign] = all.map(|dir| if dir.exists() { Ok(dir) } else { Err(message.clone()) });
+    Ok(Loaded { ports, exits, ooms, foreign, fresh, mounted })
 }
 
 /// Takes everything away: programs are detached, maps are freed once nobody has them open.
@@ -239,7 +246,8 @@ mod tests {
         assert_ne!(names.ports, PinNames::new(7, 4).ports, "level");
         assert_ne!(names.exits, PinNames::new(7, 4).exits, "level");
         assert_ne!(names.ooms, PinNames::new(7, 4).ooms, "level");
-        let all = [&names.ports, &names.exits, &names.ooms];
+        assert_ne!(names.foreign, PinNames::new(7, 4).foreign, "level");
+        let all = [&names.ports, &names.exits, &names.ooms, &names.foreign];
         assert!(!all.iter().any(|name| name.contains('.')), "reserved by bpffs");
     }
 

@@ -375,7 +375,7 @@ proptest! {
         let program = match policy.compile() {
             Ok(program) => program,
             Err(error) => {
-                prop_assert!(matches!(error, SeccompError::TooLong { .. }));
+                prop_assert!(matches!(error, SeccompError::TooLong { .. }), "{error}");
                 return Ok(());
             }
         };
