@@ -3,6 +3,8 @@
 //! ```text
 //! args -> launch     accept -> RUNNING     latency, fork_exec, agent_metrics
 //!      -> overhead   an idle agent         process_cost
+//!      -> churn      many short tasks      and what they leave
+//!      -> isolation  a victim, disturbed   victim, antagonist, picture
 //!           |
 //!         report     with the machine, as tables or JSON
 //! ```
@@ -12,7 +14,9 @@
 #![forbid(unsafe_code)]
 
 mod agent_metrics;
+mod churn;
 mod fork_exec;
+mod isolation;
 mod latency;
 mod launch;
 mod machine;
@@ -79,25 +83,49 @@ The agent's figures come from its buckets: at_most is the upper bound of the one
 cpu_percent is of one CPU: 100 is one that does nothing else. Process times are counted in ticks of 10 ms, so one
 tick of a window of 30 s is 0.03 %.")]
     Overhead(overhead::Settings),
-    /// Run every benchmark with its defaults
+    /// How fast one agent takes many short tasks, and that nothing of them is left
+    ///
+    /// Runs /bin/true many times, so many at once, and counts cgroups, mounts, descriptors, children and BPF map
+    /// entries of the agent before and after.
+    Churn(churn::Settings),
+    /// What neighbours do to a victim, without isolation and with it
+    ///
+    /// A victim measures its own latency alone, next to an antagonist as plain processes, and next to it where both
+    /// are tasks held to grants. Work happens in the directory for temporary files (TMPDIR): put it on the disk to
+    /// be measured, where quotas and I/O limits are to count with `-o prjquota`.
+    #[command(
+        after_help = "Needs about 1 GiB of memory, 512 MiB of disk, and cgroup v2 controllers to isolate with."
+    )]
+    Isolation(isolation::Settings),
+    /// Run launch, overhead and churn with their defaults
     All,
+    /// The disturbed part of `isolation`
+    #[command(hide = true)]
+    Victim {
+        /// What it does.
+        kind: isolation::victim::Victim,
+        /// For how long.
+        seconds: u64,
+    },
+    /// The disturbing part of `isolation`
+    #[command(hide = true)]
+    Antagonist {
+        /// What it does.
+        kind: isolation::antagonist::Antagonist,
+    },
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::parse();
-    let outcome = async {
-        let mut signals = Signals::listen()?;
-        // What is dropped half-way takes its processes, cgroups, pins and files with it.
-        tokio::select! {
-            measured = measure(&cli.benchmark) => {
-                print(&measured?, cli.json)?;
-                Ok(ExitCode::SUCCESS)
-            }
-            number = signals.next() => Ok(signals::exit_code(number)),
-        }
+    let outcome = match &cli.benchmark {
+        Benchmark::Victim { kind, seconds } => kind.run(*seconds).and_then(|measured| {
+            let line = serde_json::to_string(&measured)?;
+            writeln!(io::stdout(), "{line}")?;
+            Ok(ExitCode::SUCCESS)
+        }),
+        Benchmark::Antagonist { kind } => kind.run().map(|()| ExitCode::SUCCESS),
+        _ => conduct(&cli),
     };
-    let outcome: Result<ExitCode> = outcome.await;
     outcome.unwrap_or_else(|error| {
         // Nobody is left to be told when standard error itself is gone.
         drop(writeln!(io::stderr(), "error: {error:#}"));
@@ -105,12 +133,29 @@ async fn main() -> ExitCode {
     })
 }
 
+#[tokio::main]
+async fn conduct(cli: &Cli) -> Result<ExitCode> {
+    let mut signals = Signals::listen()?;
+    // What is dropped half-way takes its processes, cgroups, pins and files with it.
+    tokio::select! {
+        measured = measure(&cli.benchmark) => {
+            print(&measured?, cli.json)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        number = signals.next() => Ok(signals::exit_code(number)),
+    }
+}
+
 async fn measure(benchmark: &Benchmark) -> Result<Report> {
     let mut report = Report::of(Machine::read()?);
     match benchmark {
         Benchmark::Launch(settings) => report.launch = Some(launch::run(settings).await?),
         Benchmark::Overhead(settings) => report.overhead = Some(overhead::run(settings).await?),
+        Benchmark::Churn(settings) => report.churn = Some(churn::run(settings).await?),
+        Benchmark::Isolation(settings) => report.isolation = Some(isolation::run(settings).await?),
+        Benchmark::Victim { .. } | Benchmark::Antagonist { .. } => {}
         Benchmark::All => {
+            report.churn = Some(churn::run(&defaults()?).await?);
             report.launch = Some(launch::run(&defaults()?).await?);
             report.overhead = Some(overhead::run(&defaults()?).await?);
         }

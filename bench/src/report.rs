@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::{launch::Burst, machine::Machine, overhead::Overhead};
+use crate::{churn::Churn, isolation::Row, launch::Burst, machine::Machine, overhead::Overhead};
 
 /// The results of one invocation.
 #[derive(Clone, Debug, Serialize)]
@@ -12,11 +12,15 @@ pub(crate) struct Report {
     pub(crate) launch: Option<Vec<Burst>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) overhead: Option<Overhead>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) churn: Option<Churn>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) isolation: Option<Vec<Row>>,
 }
 
 impl Report {
     /// Nothing measured yet.
     pub(crate) fn of(machine: Machine) -> Self {
-        Self { machine, launch: None, overhead: None }
+        Self { machine, launch: None, overhead: None, churn: None, isolation: None }
     }
 }

@@ -3,6 +3,8 @@
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
 use crate::{
+    churn::{Churn, Leavings},
+    isolation::{Row, victim::Measured},
     launch::Burst,
     machine::Machine,
     overhead::{Overhead, Window},
@@ -15,6 +17,8 @@ pub(crate) fn render(report: &Report) -> String {
     let mut parts = vec![machine(&report.machine)];
     parts.extend(report.launch.as_deref().map(launch));
     parts.extend(report.overhead.as_ref().map(overhead));
+    parts.extend(report.churn.as_ref().map(churn));
+    parts.extend(report.isolation.as_deref().map(isolation));
     parts.join("\n\n")
 }
 
@@ -89,6 +93,50 @@ fn overhead(overhead: &Overhead) -> String {
     format!("{}\nover {} s; 100 % is one CPU", table(&header, rows.collect()), overhead.window_seconds)
 }
 
+fn churn(churn: &Churn) -> String {
+    let parts = |left: &Leavings| {
+        [left.task_cgroups, left.mounts, left.agent_descriptors, left.agent_zombies, left.bpf_map_entries]
+    };
+    let names = ["cgroups of tasks", "mounts", "descriptors", "zombies", "BPF map entries"];
+    let counts = parts(&churn.before).into_iter().zip(parts(&churn.after));
+    let rows: Vec<_> = names.into_iter().zip(counts).collect();
+    let row = |(what, (before, after)): (&str, (usize, usize))| {
+        vec![String::new(), what.to_owned(), before.to_string(), after.to_string()]
+    };
+    let rows: Vec<_> = rows.into_iter().map(row).collect();
+    let end = &churn.accept_to_end;
+    format!(
+        "{} short tasks, {} at once: {:.0} a second; accept to end p50 {} ms, p99 {} ms\n{}",
+        churn.tasks,
+        churn.at_once,
+        churn.tasks_per_second,
+        ms(end.p50_us),
+        ms(end.p99_us),
+        table(&["", "LEFT", "BEFORE", "AFTER"], rows)
+    )
+}
+
+fn isolation(rows: &[Row]) -> String {
+    let line = |victim: &str, beside: &str, measured: &Measured| {
+        let times = [measured.p50_us, measured.p99_us].map(ms);
+        let mut cells = vec![victim.to_owned(), beside.to_owned()];
+        cells.extend(times);
+        cells.push(format!("{:.0}", measured.per_second));
+        cells
+    };
+    let mut lines = Vec::new();
+    for row in rows {
+        let victim = row.victim.name();
+        lines.push(line(&victim, "alone", &row.alone));
+        for pair in &row.beside {
+            let antagonist = pair.antagonist.name();
+            lines.push(line(&victim, &antagonist, &pair.bare));
+            lines.push(line(&victim, &format!("{antagonist}, isolated"), &pair.isolated));
+        }
+    }
+    table(&["VICTIM", "BESIDE", "P50 ms", "P99 ms", "A SECOND"], lines)
+}
+
 fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).force_no_tty().set_header(header);
@@ -154,6 +202,8 @@ mod tests {
             machine: Machine::read().unwrap(),
             launch: Some(vec![burst]),
             overhead: Some(Overhead { window_seconds: 30, windows: vec![window] }),
+            churn: None,
+            isolation: None,
         }
     }
 

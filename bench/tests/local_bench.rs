@@ -13,7 +13,16 @@ fn main() -> ExitCode {
         Err(_) => Some("needs a cgroup2 mount"),
         Ok(_) => None,
     };
-    harness::run(unfit, trials![launch_counts_every_task, overhead_counts_every_window], || Ok(()))
+    harness::run(
+        unfit,
+        trials![
+            launch_counts_every_task,
+            overhead_counts_every_window,
+            churn_leaves_nothing,
+            isolation_measures_every_pair_and_draws_them,
+        ],
+        || Ok(()),
+    )
 }
 
 /// Runs the benchmark with `--json`; its directory for temporary files must be empty afterwards.
@@ -52,5 +61,34 @@ async fn overhead_counts_every_window() -> Result<()> {
     ensure!(files(1) > files(0), "a task costs a descriptor: {windows:#}");
     ensure!(windows[1]["agent"]["cgroup_cpu_percent"].as_f64() > Some(0.0), "{windows:#}");
     ensure!(windows[1]["master"]["resident_bytes"].as_u64() > Some(0), "{windows:#}");
+    Ok(())
+}
+
+async fn churn_leaves_nothing() -> Result<()> {
+    let report = report(&["churn", "--tasks", "12", "--at-once", "5"]).await?;
+    let churn = &report["churn"];
+    ensure!(churn["accept_to_end"]["samples"] == 12, "{churn:#}");
+    ensure!(churn["tasks_per_second"].as_f64() > Some(0.0), "{churn:#}");
+    ensure!(churn["before"]["task_cgroups"] == 0 && churn["before"] == churn["after"], "{churn:#}");
+    Ok(())
+}
+
+async fn isolation_measures_every_pair_and_draws_them() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let picture = dir.path().join("isolation.svg");
+    let path = picture.display().to_string();
+    let only = ["--victims", "memory", "--antagonists", "cpu,fork", "--seconds", "1"];
+    let report = report(&[&["isolation", "--picture", &path], &only[..]].concat()).await?;
+    let row = &report["isolation"][0];
+    ensure!(row["victim"] == "memory" && row["alone"]["per_second"].as_f64() > Some(0.0), "{row:#}");
+    for (pair, antagonist) in ["cpu", "fork"].into_iter().enumerate() {
+        let pair = &row["beside"][pair];
+        ensure!(pair["antagonist"] == antagonist, "{row:#}");
+        for measured in [&pair["bare"], &pair["isolated"]] {
+            ensure!(measured["p99_us"].as_u64() >= measured["p50_us"].as_u64(), "{pair:#}");
+            ensure!(measured["per_second"].as_f64() > Some(0.0), "{pair:#}");
+        }
+    }
+    ensure!(std::fs::read_to_string(picture)?.contains("</svg>"), "no picture");
     Ok(())
 }

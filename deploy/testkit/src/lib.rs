@@ -21,6 +21,7 @@ pub mod process;
 pub mod programs;
 pub mod signals;
 pub mod task;
+pub mod traces;
 
 pub use cluster::{Cluster, Options};
 pub use framework::Framework;

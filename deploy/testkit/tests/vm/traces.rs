@@ -1,15 +1,13 @@
 //! Tasks that have ended leave nothing in the kernel and nothing in the agent.
 
-use std::{fs, path::Path};
-
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use bulkhead_proto::v1::{ResourceClass, Resources, TaskState};
 use bulkhead_testkit::{
     Cluster, Framework, Task,
     cluster::{Verdict, until},
+    traces::Traces,
     trials,
 };
-use libbpf_rs::{MapCore as _, MapHandle, MapType};
 use libtest_mimic::Trial;
 
 use crate::CLUSTER;
@@ -18,21 +16,12 @@ pub(crate) fn tests() -> Vec<Trial> {
     trials![a_hundred_tasks_leave_nothing]
 }
 
-/// What tasks could leave behind.
-#[derive(Debug, PartialEq, Eq)]
-struct Traces {
-    cgroups: usize,
-    map_entries: Vec<(String, usize)>,
-    zombies: usize,
-    descriptors: usize,
-}
-
 async fn a_hundred_tasks_leave_nothing() -> Result<()> {
     let cluster = CLUSTER.get().await?;
     let framework = cluster.framework("hundred").await?;
     // The first tasks bring connections and threads that stay.
     run_tasks(&cluster, &framework, 0).await?;
-    let before = traces(&cluster)?;
+    let before = Traces::count(&cluster)?;
     assert_eq!((before.cgroups, before.zombies), (0, 0), "{before:?}");
     assert!(!before.map_entries.is_empty(), "no pinned map was found");
     for batch in 1..=10 {
@@ -40,7 +29,7 @@ async fn a_hundred_tasks_leave_nothing() -> Result<()> {
     }
     // Threads that closed a descriptor may still be about to do so when the last status comes.
     until("everything to be as before", || async {
-        let after = traces(&cluster).map_err(|e| Verdict::Never(format!("{e:#}")))?;
+        let after = Traces::count(&cluster).map_err(|e| Verdict::Never(format!("{e:#}")))?;
         if after == before { Ok(()) } else { Err(Verdict::NotYet(format!("{before:?}, now {after:?}"))) }
     })
     .await?;
@@ -62,41 +51,6 @@ async fn run_tasks(cluster: &Cluster, framework: &Framework, batch: u16) -> Resu
     for id in ids {
         let end = framework.end_of(&id).await?;
         assert_eq!((end.state(), end.exit_code), (TaskState::Failed, Some(1)), "{end:?}");
-    }
-    Ok(())
-}
-
-fn traces(cluster: &Cluster) -> Result<Traces> {
-    let agent = cluster.agent_pid()?;
-    let below = |class: &str| directories(&cluster.cgroup()?.join(class));
-    let children = procfs::process::all_processes()?.flatten().filter_map(|p| p.stat().ok());
-    let mut map_entries = Vec::new();
-    count_map_entries(&cluster.bpf_dir(), &mut map_entries)?;
-    map_entries.sort_unstable();
-    Ok(Traces {
-        cgroups: below("guaranteed")? + below("revocable")?,
-        map_entries,
-        zombies: children.filter(|stat| stat.ppid == agent && stat.state == 'Z').count(),
-        descriptors: fs::read_dir(format!("/proc/{agent}/fd"))?.count(),
-    })
-}
-
-fn directories(path: &Path) -> Result<usize> {
-    let entries = fs::read_dir(path).with_context(|| format!("list {}", path.display()))?;
-    Ok(entries.flatten().filter(|e| e.path().is_dir()).count())
-}
-
-/// Entries of the hash maps that are pinned here and below.
-fn count_map_entries(dir: &Path, counts: &mut Vec<(String, usize)>) -> Result<()> {
-    for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
-        let path = entry?.path();
-        if path.is_dir() {
-            count_map_entries(&path, counts)?;
-        } else if let Ok(map) = MapHandle::from_pinned_path(&path)
-            && matches!(map.map_type(), MapType::Hash | MapType::PercpuHash)
-        {
-            counts.push((path.display().to_string(), map.keys().count()));
-        }
     }
     Ok(())
 }
