@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use bulkhead_proto::v1::{Grant, ResourceReport};
 use bulkhead_testkit::{Cluster, Options, Task};
 use clap::{Args, ValueEnum as _};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -150,19 +151,17 @@ impl Lab {
     /// Tasks of an agent, each with its grant.
     async fn isolated(&self, victim: Victim, antagonist: Antagonist) -> Result<Measured> {
         let framework = self.cluster.framework("isolation").await?;
-        let disk_share = self.disk_share().await?;
+        let report = self.cluster.agent_info().await?.report.unwrap_or_default();
         let noise = self.task("antagonist", antagonist.arguments());
         let noise =
             noise.cpu_milli(ANTAGONIST_CPU_MILLI).mem_mib(ANTAGONIST_MEM_MIB).pids_max(ANTAGONIST_PIDS);
-        let noise = noise.granted(|grant| {
-            grant.disk.get_or_insert_default().io_weight = ANTAGONIST_IO_WEIGHT;
-            let amounts = grant.resources.get_or_insert_default();
-            (amounts.disk_read_bytes_per_sec, amounts.disk_write_bytes_per_sec) = disk_share;
-        });
+        let noise = noise.granted(|grant| hold_disk(grant, &report));
         // It may be ended at one of its limits while the victim is measured: that is isolation, too.
         framework.start(noise).await?;
         tokio::time::sleep(WARM_UP).await;
         let task = self.task("victim", victim.arguments(self.seconds));
+        let port = self.cluster.port(0);
+        let task = task.ports(&[port]).env("PORT", &port.to_string());
         let end = framework.run(task.cpu_milli(VICTIM_CPU_MILLI).cpu_burst().mem_mib(VICTIM_MEM_MIB)).await?;
         ensure!(end.exit_code == Some(0), "the victim ended: {end:?}");
         let output = self.cluster.stdout(&framework, "victim").await?;
@@ -177,13 +176,19 @@ impl Lab {
             spec.confinement.get_or_insert_default().readable_paths.extend(readable);
         })
     }
+}
 
-    /// Bytes to read and to write in a second, where the agent offers them.
-    async fn disk_share(&self) -> Result<(u64, u64)> {
-        let capacity = self.cluster.agent_info().await?.report.and_then(|r| r.capacity).unwrap_or_default();
-        let share = |all: u64| all / 100 * ANTAGONIST_DISK_PERCENT;
-        Ok((share(capacity.disk_read_bytes_per_sec), share(capacity.disk_write_bytes_per_sec)))
+/// A small share of the disk and, where the agent knows what its disk can do, a part of that.
+fn hold_disk(grant: &mut Grant, report: &ResourceReport) {
+    if !report.enforced.is_some_and(|by| by.disk_io) {
+        return;
     }
+    grant.disk.get_or_insert_default().io_weight = ANTAGONIST_IO_WEIGHT;
+    let capacity = report.capacity.clone().unwrap_or_default();
+    let share = |all: u64| all / 100 * ANTAGONIST_DISK_PERCENT;
+    let amounts = grant.resources.get_or_insert_default();
+    amounts.disk_read_bytes_per_sec = share(capacity.disk_read_bytes_per_sec);
+    amounts.disk_write_bytes_per_sec = share(capacity.disk_write_bytes_per_sec);
 }
 
 #[cfg(test)]
