@@ -133,7 +133,8 @@ impl AgentApi {
             usage.cpu_usec = cpu::used_usec(&cgroup).unwrap_or(0);
             Some(usage)
         });
-        v1::LocalTask { task: Some(listed.task), usage, sandbox: listed.sandbox.display().to_string() }
+        let sandbox = listed.sandbox.display().to_string();
+        v1::LocalTask { task: Some(listed.task), usage, sandbox, staging: listed.staging }
     }
 }
 

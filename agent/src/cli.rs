@@ -144,6 +144,9 @@ struct Settings {
     /// Whom tasks run as that name no user [default: nobody]
     #[arg(long, value_name = "USER", global = true)]
     task_user: Option<String>,
+    /// Let tasks have files of this directory of the host, which the agent reads as root; may be given several times
+    #[arg(long = "artifact-dir", value_name = "DIR", global = true)]
+    artifact_dirs: Vec<PathBuf>,
     /// Let tasks run as root: only for frameworks that are trusted
     #[arg(long, global = true)]
     allow_root_tasks: bool,
@@ -180,6 +183,7 @@ impl Settings {
             task_user
         );
         config.attributes.extend(self.attributes);
+        config.artifact_dirs.extend(self.artifact_dirs);
         if !self.allow_unenforced.is_empty() {
             config.allow_unenforced = self.allow_unenforced;
         }

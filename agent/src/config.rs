@@ -10,6 +10,7 @@ use std::{
 };
 
 use bulkhead_proto::resources::PortSet;
+use bulkhead_stage::StageConfig;
 use bytesize::ByteSize;
 use serde::Deserialize;
 
@@ -86,6 +87,17 @@ pub struct Config {
     pub sandbox_keep_hours: u64,
     /// And at most this many of them.
     pub sandbox_keep_count: usize,
+    /// Directories of this host that every task may be given files of. The agent reads them as root, so none by
+    /// default.
+    pub artifact_dirs: Vec<PathBuf>,
+    /// Fetched artifacts are kept up to this size in all, for the next task that wants them.
+    pub artifact_cache: ByteSize,
+    /// Longest artifact that is fetched.
+    pub artifact_max: ByteSize,
+    /// Longest time of one fetch, repetitions included.
+    pub artifact_timeout_ms: u64,
+    /// PEM certificates that are trusted for https besides the host's; empty is none.
+    pub artifact_ca_file: PathBuf,
 }
 
 impl Default for Config {
@@ -123,6 +135,11 @@ impl Default for Config {
             report_every_ms: 5000,
             sandbox_keep_hours: 168,
             sandbox_keep_count: 1000,
+            artifact_dirs: Vec::new(),
+            artifact_cache: ByteSize::gib(4),
+            artifact_max: ByteSize::gib(8),
+            artifact_timeout_ms: 1_800_000,
+            artifact_ca_file: PathBuf::new(),
         }
     }
 }
@@ -213,6 +230,9 @@ impl Config {
             let why = format!("give at least {}", ByteSize::b(MIN_DISK_BYTES));
             return bad("default_disk", self.default_disk.to_string(), &why);
         }
+        if let Some(dir) = self.artifact_dirs.iter().find(|dir| !dir.is_absolute()) {
+            return bad("artifact_dirs", dir.display().to_string(), "give absolute paths");
+        }
         if self.sample_every_ms == 0 {
             return bad("sample_every_ms", "0".into(), "give at least 1");
         }
@@ -256,6 +276,18 @@ impl Config {
             return Some(self.disk_model.clone());
         }
         Some(self.work_dir.join(DISK_MODEL)).filter(|path| path.exists())
+    }
+
+    /// How artifacts are brought into sandboxes.
+    pub fn stage(&self) -> StageConfig {
+        StageConfig {
+            cache_dir: self.work_dir.join("cache"),
+            cache_max_bytes: self.artifact_cache.as_u64(),
+            local_dirs: self.artifact_dirs.clone(),
+            fetch_max_bytes: self.artifact_max.as_u64(),
+            fetch_timeout: Duration::from_millis(self.artifact_timeout_ms),
+            ca_file: Some(self.artifact_ca_file.clone()).filter(|path| !path.as_os_str().is_empty()),
+        }
     }
 
     /// `kill_grace_ms` as a duration.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use bulkhead_proto::v1::{self, AgentMessage, TaskStatus, agent_message};
+use bulkhead_stage::{Board, Stager};
 use tokio::{
     sync::{Mutex, mpsc, oneshot, watch},
     time::{MissedTickBehavior, interval},
@@ -33,6 +34,7 @@ mod launching;
 mod recovery;
 mod reporting;
 mod resizing;
+mod staging;
 
 pub use recovery::RecoverError;
 pub use reporting::Observation;
@@ -84,6 +86,8 @@ pub struct Listed {
     pub sandbox: PathBuf,
     /// Where it can be measured, while it runs.
     pub cgroup: Option<TaskPlace>,
+    /// How far its artifacts are, while they are staged; else empty.
+    pub staging: String,
 }
 
 /// Where a task's output is.
@@ -100,7 +104,9 @@ struct Live {
     cgroup: Option<TaskPlace>,
     supervisor: Option<mpsc::Sender<KillRequest>>,
     /// A kill that came before there was a process.
-    kill_early: Option<KillRequest>,
+    kill_early: watch::Sender<Option<KillRequest>>,
+    /// How far its artifacts are, while they are staged.
+    staging: Option<Arc<Board>>,
     ended: watch::Sender<bool>,
     /// What it holds, for its supervisor.
     grants: Option<watch::Sender<Arc<Grant>>>,
@@ -117,7 +123,8 @@ impl Live {
             accepted,
             cgroup: None,
             supervisor: None,
-            kill_early: None,
+            kill_early: watch::channel(None).0,
+            staging: None,
             ended: watch::channel(false).0,
             grants: None,
             changing: Arc::default(),
@@ -136,6 +143,8 @@ pub struct Parts {
     pub reporter: Reporter,
     /// How tasks are started.
     pub launcher: Launcher,
+    /// How their files come to them.
+    pub stager: Stager,
     /// What outlives a crash.
     pub journal: Journal,
     /// What the kernel refused.
@@ -253,13 +262,7 @@ impl Keeper {
             Message::Acknowledge(ack) => self.acknowledge(&ack),
             Message::Observed(observation) => self.observe(&observation),
             Message::Launched(key, Ok(running)) => self.launched(key, running),
-            Message::Launched(key, Err(error)) => {
-                tracing::info!(task = key.1, error = error.explain(), "launch failed");
-                if matches!(error, LaunchError::Journal(_)) {
-                    self.journal_tried(false);
-                }
-                self.ended(&key, &End::failed(error.reason(), error.explain()));
-            }
+            Message::Launched(key, Err(error)) => self.launch_failed(&key, &error),
             Message::Ended(key, end) => self.ended(&key, &end),
             Message::Cleared(key, status) => self.cleared(&key, status),
             Message::JournalTried(works) => self.journal_tried(works),
@@ -283,7 +286,7 @@ impl Keeper {
         match &live.supervisor {
             // A full queue means that it is being killed already.
             Some(supervisor) => drop(supervisor.try_send(request)),
-            None => live.kill_early = Some(live.kill_early.unwrap_or(request)),
+            None => live.kill_early.send_modify(|early| *early = early.or(Some(request))),
         }
     }
 

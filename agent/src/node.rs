@@ -10,6 +10,7 @@ use bulkhead_proto::{
     resources::PortSet,
     v1::{AgentInfo, Enforced, Resources},
 };
+use bulkhead_stage::Stager;
 
 use crate::{
     api::{self, AgentApi},
@@ -74,6 +75,9 @@ pub enum NodeError {
         /// Why it is not there.
         detail: String,
     },
+    /// The cache of artifacts.
+    #[error(transparent)]
+    Cache(#[from] bulkhead_stage::CacheError),
     /// The tasks of the agent before this one.
     #[error(transparent)]
     Recover(#[from] RecoverError),
@@ -196,6 +200,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         reporter: Reporter::new(enforced, Duration::from_millis(config.report_every_ms)),
         agent,
         launcher,
+        stager: Stager::new(config.stage())?,
         journal,
         events: Arc::clone(&events),
         metrics: Arc::clone(&metrics),

@@ -3,9 +3,10 @@
 use std::{sync::Arc, time::Instant};
 
 use bulkhead_proto::v1::{self, TaskReason};
+use bulkhead_stage::Planned;
 use tokio::sync::{mpsc, watch};
 
-use super::{KILLS, Keeper, Live, Message};
+use super::{KILLS, Keeper, Live, Message, staging::Staging};
 use crate::{
     event::{EventKey, EventLog},
     grant::Grant,
@@ -39,13 +40,15 @@ impl Keeper {
             self.table.get(&key).map_or(1, |r| r.to_task(&key).status.map_or(1, |s| s.sequence));
         let accepted = Accepted { spec: Some(spec.clone()), unix_time_ms: unix_time_ms(), first_sequence };
         match self.admit(&key, &spec) {
-            Ok(plan) => {
+            Ok((plan, artifacts)) => {
+                let staging = self.staging(&key, artifacts);
                 let work = launch_task(
                     self.parts.launcher.clone(),
                     self.parts.journal.clone(),
                     key.clone(),
                     plan,
                     accepted,
+                    staging,
                 );
                 let myself = self.myself.clone();
                 tokio::spawn(async move { drop(myself.send(Message::Launched(key, work.await)).await) });
@@ -63,7 +66,7 @@ impl Keeper {
     }
 
     /// Checks a task and books its grant.
-    fn admit(&mut self, key: &TaskKey, spec: &v1::TaskSpec) -> Result<Plan, Box<End>> {
+    fn admit(&mut self, key: &TaskKey, spec: &v1::TaskSpec) -> Result<(Plan, Vec<Planned>), Box<End>> {
         let refuse = |reason, message| Box::new(End::failed(reason, message));
         let plan = Plan::make(&key.0, spec, &self.parts.defaults).map_err(|error| {
             let reason = match error {
@@ -72,14 +75,30 @@ impl Keeper {
             };
             refuse(reason, error.to_string())
         })?;
+        let artifacts = bulkhead_stage::check_all(&spec.artifacts)
+            .map_err(|error| refuse(TaskReason::ArtifactFailed, error.to_string()))?;
         self.parts.ledger.admit(key.clone(), &plan.grant).map_err(|refusal| {
             refuse(TaskReason::InvalidGrant, format!("the grant does not fit this node: {refusal}"))
         })?;
-        Ok(plan)
+        Ok((plan, artifacts))
+    }
+
+    /// What will fill the task's sandbox; a kill ends it.
+    fn staging(&mut self, key: &TaskKey, artifacts: Vec<Planned>) -> Staging {
+        let board = Arc::new(bulkhead_stage::Board::new(artifacts.len()));
+        let killed = match self.live.get_mut(key) {
+            Some(live) => {
+                live.staging = (!artifacts.is_empty()).then(|| Arc::clone(&board));
+                live.kill_early.subscribe()
+            }
+            None => watch::channel(None).1,
+        };
+        Staging { stager: self.parts.stager.clone(), artifacts, board, killed }
     }
 
     pub(super) fn launched(&mut self, key: TaskKey, running: Running) {
-        let Some(live) = self.live.get(&key) else { return };
+        let Some(live) = self.live.get_mut(&key) else { return };
+        live.staging = None;
         self.parts.metrics.launched(live.accepted.elapsed());
         self.table.running(&key, running.sandbox.dir().to_owned(), unix_time_ms());
         self.supervise(key, Some(running.process), running.cgroup, Instant::now());
@@ -98,7 +117,7 @@ impl Keeper {
         let (sender, grants) = watch::channel(Arc::new(grant));
         live.grants = Some(sender);
         let (supervisor, kills) = mpsc::channel::<KillRequest>(KILLS);
-        if let Some(request) = live.kill_early {
+        if let Some(request) = *live.kill_early.borrow() {
             // A new channel has room.
             let _sent = supervisor.try_send(request);
         }
@@ -135,13 +154,14 @@ fn record_limits(events: &EventLog, task: &TaskKey, cgroup_id: u64, end: &End) {
     }
 }
 
-/// Limits and the journal at the same time, then the program.
+/// Limits and the journal at the same time, then the task's files, then the program.
 async fn launch_task(
     launcher: Launcher,
     journal: Journal,
     key: TaskKey,
     plan: Plan,
     accepted: Accepted,
+    staging: Staging,
 ) -> Result<Running, LaunchError> {
     let prepare = blocking({
         let launcher = launcher.clone();
@@ -158,6 +178,10 @@ async fn launch_task(
             return Err(LaunchError::Journal(error));
         }
     };
+    if let Err(error) = staging.run(&prepared).await {
+        blocking(move || prepared.undo()).await;
+        return Err(LaunchError::Stage(error));
+    }
     let running = blocking(move || prepared.start()).await?;
     if let Err(error) = journal.record(&key.0, &key.1, Fact::Started(running.started.clone())).await {
         // It runs; only a crash of the agent would lose sight of it.

@@ -19,6 +19,7 @@ use super::{
     sandbox::{Sandbox, SandboxError},
 };
 use crate::{
+    grant::Grant,
     isolate::{
         IsolateError, Isolators, TaskPlace,
         tree::{Branch, Tree},
@@ -68,6 +69,9 @@ pub enum LaunchError {
         /// At which step and why.
         source: SpawnError,
     },
+    /// The task's files could not be brought.
+    #[error("stage the task's files")]
+    Stage(#[source] bulkhead_stage::StageError),
     /// The launch could not be made durable, so the program was not started.
     #[error("write the launch to the journal")]
     Journal(#[source] JournalError),
@@ -82,6 +86,7 @@ impl LaunchError {
         match self {
             Self::User(UserError::Root(_)) => TaskReason::UserNotAllowed,
             Self::User(_) => TaskReason::UserUnknown,
+            Self::Stage(_) => TaskReason::ArtifactFailed,
             Self::Isolate { source, .. } if matches!(**source, IsolateError::Refused(_)) => {
                 TaskReason::InvalidGrant
             }
@@ -235,6 +240,16 @@ impl Prepared {
                 Err(error)
             }
         }
+    }
+
+    /// User and group that the program will run as.
+    pub fn owner(&self) -> (u32, u32) {
+        (self.identity.uid, self.identity.gid)
+    }
+
+    /// What the task was granted.
+    pub fn grant(&self) -> &Grant {
+        &self.plan.grant
     }
 
     /// Gives up a launch that is not wanted any more.

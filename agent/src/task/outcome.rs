@@ -45,6 +45,12 @@ impl End {
         }
     }
 
+    /// A task that was killed before it ran.
+    pub fn unstarted(kill: KillRequest) -> Self {
+        let message = kill_message(kill.reason).to_owned();
+        Self { state: TaskState::Killed, ..Self::failed(kill.reason, message) }
+    }
+
     /// A task that ran. A kill that was asked for explains any end but a clean exit; else a limit that it broke;
     /// else what the kernel ended for a limit (`ended`); else the exit code or the signal speaks.
     pub fn of(

@@ -93,6 +93,11 @@ impl Stager {
         Ok(Self(Arc::new(Shared { cache, fetcher, config })))
     }
 
+    /// Longest file that is fetched.
+    pub fn fetch_max_bytes(&self) -> u64 {
+        self.0.config.fetch_max_bytes
+    }
+
     /// Puts every artifact into the sandbox; on a failure, or when `cancelled` ends first, none of them stays.
     ///
     /// # Errors
@@ -105,7 +110,8 @@ impl Stager {
         let Some(first) = request.artifacts.first().map(|a| a.shown.clone()) else { return Ok(()) };
         let into = Beneath::open(&request.into);
         let into = into.map_err(|e| StageError { shown: first, problem: Problem::Place(e) })?;
-        let run = Run {
+        let names: Vec<String> = request.artifacts.iter().map(|a| a.shown.clone()).collect();
+        let run = Arc::new(Run {
             shared: Arc::clone(&self.0),
             into: Arc::new(into),
             owner: request.owner,
@@ -113,11 +119,11 @@ impl Stager {
             budget: Arc::new(Budget::new(request.limits)),
             stop: Stop::new(),
             progress: request.progress,
-        };
+        });
         // Where this future is dropped, the threads that still write end soon too.
         let stop_all = StopAll(run.stop.clone());
-        let jobs = stream::iter(request.artifacts.iter().enumerate())
-            .map(|(index, artifact)| run.artifact(index, artifact))
+        let jobs = stream::iter(request.artifacts.into_iter().enumerate())
+            .map(|(index, artifact)| Arc::clone(&run).artifact(index, artifact))
             .buffer_unordered(AT_ONCE);
         let all = jobs.collect::<Vec<_>>();
         tokio::pin!(all, cancelled);
@@ -132,7 +138,7 @@ impl Stager {
         let made = results.iter_mut().map(|(_, made, _)| std::mem::take(made)).collect();
         let failure = results.into_iter().find_map(|(index, _, result)| {
             let problem = result.err()?;
-            Some(StageError { shown: request.artifacts[index].shown.clone(), problem })
+            Some(StageError { shown: names[index].clone(), problem })
         });
         match failure {
             None => Ok(()),
@@ -153,14 +159,18 @@ impl Drop for StopAll {
 }
 
 impl Run {
-    async fn artifact(&self, index: usize, artifact: &Planned) -> (usize, Made, Result<(), Problem>) {
+    async fn artifact(
+        self: Arc<Self>,
+        index: usize,
+        artifact: Planned,
+    ) -> (usize, Made, Result<(), Problem>) {
         let fetched = tokio::select! {
             biased;
             () = self.stop.wait(index) => Err(Spent::Stopped.into()),
-            fetched = self.source(index, artifact) => fetched,
+            fetched = self.source(index, &artifact) => fetched,
         };
         let (made, result) = match fetched {
-            Ok(source) => self.place(index, artifact, source).await,
+            Ok(source) => self.place(index, &artifact, source).await,
             Err(problem) => (Made::default(), Err(problem)),
         };
         if result.is_err() {

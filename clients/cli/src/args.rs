@@ -2,12 +2,17 @@
 
 use std::{collections::BTreeMap, env, time::Duration};
 
-use bulkhead_proto::{resources::PortSet, v1::ResourceClass};
+use bulkhead_proto::{
+    resources::PortSet,
+    v1::{Artifact, ResourceClass},
+};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+mod artifact;
 mod fence;
 mod grant;
 
+use artifact::parse_artifact;
 pub(crate) use fence::FenceArgs;
 pub(crate) use grant::GrantArgs;
 
@@ -210,6 +215,13 @@ pub(crate) struct RunArgs {
     /// Time between SIGTERM and the end when the task is stopped; the agent's default unless given
     #[arg(long, help_heading = "Task", value_name = "TIME", value_parser = parse_duration)]
     pub(crate) grace: Option<Duration>,
+    /// A file for the sandbox: URI[,digest=sha256:HEX][,path=PATH][,unpack[=BOOL]][,executable]
+    ///
+    /// Of the agent's host (an absolute path or file://, below what its operator opened to tasks) or of a server
+    /// (http:// with a digest, https://). Archives (tar, tar.gz, tar.zst, zip) are unpacked into the sandbox, or below
+    /// `path`. May be repeated.
+    #[arg(long, help_heading = "Task", value_name = "URI[,OPTION]...", value_parser = parse_artifact)]
+    pub(crate) artifact: Vec<Artifact>,
 
     /// Print the task's id once it runs, and leave it running
     #[arg(long, short, help_heading = "Behaviour")]

@@ -10,6 +10,7 @@ pub(crate) mod outcome;
 mod plan;
 mod report;
 mod session;
+mod staging;
 mod waiting;
 
 use std::{collections::VecDeque, time::Duration};
@@ -30,6 +31,7 @@ use self::{
     plan::{Effect, Input, Plan},
     report::Report,
     session::{FAILOVER, Session, SessionEvent},
+    staging::StagingLine,
     waiting::{Tally, timeout_words},
 };
 use crate::{
@@ -60,6 +62,7 @@ pub(crate) async fn run(address: &Address, screen: Screen, args: &RunArgs) -> Re
         address,
         screen,
         notice: Some(Notice::start(address.clone(), screen, need.clone())),
+        staging: None,
         plan: Plan::new(need.clone(), args.detach),
         need,
         tally: Tally::default(),
@@ -93,6 +96,7 @@ struct Driver<'a> {
     address: &'a Address,
     screen: Screen,
     notice: Option<Notice>,
+    staging: Option<StagingLine>,
     plan: Plan,
     need: Need,
     tally: Tally,
@@ -159,6 +163,7 @@ impl Driver<'_> {
         if !self.plan.is_waiting() {
             self.notice = None;
         }
+        self.watch_staging();
         while let Some(effect) = effects.pop_front() {
             match effect {
                 Effect::Call(call) => self.call(call).await,
@@ -173,6 +178,7 @@ impl Driver<'_> {
                 Effect::Report(report) => self.report(&report)?,
                 Effect::Leave(code) => {
                     self.notice = None;
+                    self.staging = None;
                     return Ok(Some(code));
                 }
             }
@@ -187,10 +193,23 @@ impl Driver<'_> {
 
     /// Words on standard error, with the moving line out of their way.
     fn quietly(&self, say: impl FnOnce(&Screen)) {
-        match &self.notice {
-            Some(notice) => notice.suspend(|| say(&self.screen)),
-            None => say(&self.screen),
+        match (&self.notice, &self.staging) {
+            (Some(notice), _) => notice.suspend(|| say(&self.screen)),
+            (None, Some(staging)) => staging.suspend(|| say(&self.screen)),
+            (None, None) => say(&self.screen),
         }
+    }
+
+    /// Somebody who watches is told how far the artifacts of a task are, until it runs.
+    fn watch_staging(&mut self) {
+        let watched = self.screen.err_is_terminal && self.need.has_artifacts();
+        self.staging =
+            match self.plan.starting_on() {
+                Some(agent) if watched => Some(self.staging.take().unwrap_or_else(|| {
+                    StagingLine::start(agent, self.plan.framework_id(), self.need.task_id())
+                })),
+                _ => None,
+            };
     }
 
     fn report(&self, report: &Report) -> Result<(), CliError> {

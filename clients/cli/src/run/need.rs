@@ -52,6 +52,7 @@ impl Need {
             ..TaskSpec::default()
         };
         args.fences.apply(&mut spec);
+        spec.artifacts.clone_from(&args.artifact);
         let class = ResourceClass::from(args.class);
         let mut grant = Grant { class: class.into(), ..Grant::default() };
         args.more.options(&mut grant);
@@ -68,6 +69,11 @@ impl Need {
     /// The name that lists show.
     pub(crate) fn name(&self) -> &str {
         &self.spec.name
+    }
+
+    /// Has it files that are brought first?
+    pub(crate) fn has_artifacts(&self) -> bool {
+        !self.spec.artifacts.is_empty()
     }
 
     /// The grace period of a kill; 0 is the agent's default.

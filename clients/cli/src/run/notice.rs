@@ -59,12 +59,22 @@ impl Drop for Notice {
     }
 }
 
-fn spinner() -> ProgressBar {
+/// A moving line that is not shown yet.
+pub(super) fn spinner() -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
     match ProgressStyle::with_template("{spinner} {msg}") {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     }
+}
+
+/// Shows a [`spinner`] with these words.
+pub(super) fn show(bar: &ProgressBar, words: String) {
+    if bar.is_hidden() {
+        bar.set_draw_target(ProgressDrawTarget::stderr());
+        bar.enable_steady_tick(SPIN);
+    }
+    bar.set_message(words);
 }
 
 async fn write(
@@ -81,10 +91,6 @@ async fn write(
         let agents = agents_or_nothing(&address).await;
         let words = waiting_words(&need, &seen.borrow(), agents.as_deref());
         let Some(bar) = &bar else { return screen.note(&words) };
-        if bar.is_hidden() {
-            bar.set_draw_target(ProgressDrawTarget::stderr());
-            bar.enable_steady_tick(SPIN);
-        }
-        bar.set_message(words);
+        show(bar, words);
     }
 }

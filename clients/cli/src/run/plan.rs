@@ -119,6 +119,14 @@ impl Plan {
         matches!(self.stage, Stage::Waiting)
     }
 
+    /// Where the task is, before it runs.
+    pub(crate) fn starting_on(&self) -> Option<&AgentInfo> {
+        match &self.stage {
+            Stage::Launched(launched) if !launched.following => Some(&launched.agent),
+            _ => None,
+        }
+    }
+
     /// The id that the master gave us.
     pub(crate) fn framework_id(&self) -> &str {
         &self.framework_id

@@ -1,5 +1,6 @@
 //! The whole path on the running kernel, as root: what needs no cgroup controllers.
 
+mod artifacts;
 mod bad_config;
 mod bad_task;
 mod command_line;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         bad_config::tests(),
         bad_task::tests(),
         command_line::tests(),
+        artifacts::tests(),
     ];
     harness::run(unfit, tests.into_iter().flatten().collect(), || harness::block_on(CLUSTER.finish()))
 }
