@@ -67,6 +67,9 @@ pub struct Config {
     pub task_user: String,
     /// May tasks run as root? A root task can undo most limits, so only for frameworks that are trusted.
     pub allow_root_tasks: bool,
+    /// Devices that tasks may be granted, by their paths below /dev; a `*` at the end stands for any rest. None by
+    /// default: most devices lead out of every other limit.
+    pub allow_devices: Vec<String>,
     /// Processes and threads of a task that names no number. A JVM with 500 threads fits; a fork bomb ends early.
     pub default_pids_max: u64,
     /// Sandbox of a task that asks for no disk, where quotas hold it to that. It is booked like one that was asked for.
@@ -125,6 +128,7 @@ impl Default for Config {
             keep_system_off_exclusive_cores: true,
             task_user: "nobody".into(),
             allow_root_tasks: false,
+            allow_devices: Vec::new(),
             default_pids_max: 1024,
             default_disk: ByteSize::mib(256),
             default_output: ByteSize::mib(64),
@@ -219,6 +223,13 @@ impl Config {
         }
         if self.disk_offer_percent > 100 {
             return bad("disk_offer_percent", self.disk_offer_percent.to_string(), "give 0 to 100");
+        }
+        if let Some(path) = self.allow_devices.iter().find(|path| !path.starts_with("/dev/")) {
+            return bad(
+                "allow_devices",
+                path.clone(),
+                "write a path below /dev, such as /dev/fuse or /dev/nvidia*",
+            );
         }
         if !self.cpus.is_finite() || self.cpus < 0.0 {
             return bad("cpus", self.cpus.to_string(), "give a number of CPUs, or 0 for all");
@@ -343,6 +354,8 @@ mod tests {
             refused(Config { allow_unenforced: vec!["gpu".into()], ..Config::default() }).contains("gpu")
         );
         assert!(refused(Config { cgroup_root: "../x".into(), ..Config::default() }).contains("cgroup_root"));
+        let disk = Config { allow_devices: vec!["sda".into()], ..Config::default() };
+        assert!(refused(disk).contains("/dev/fuse"));
         let everywhere = SocketAddr::from(([0, 0, 0, 0], 5051));
         assert!(refused(Config { listen: everywhere, ..Config::default() }).contains("advertise"));
         assert!(refused(Config { advertise: "x".into(), ..Config::default() }).contains("HOST:PORT"));

@@ -30,6 +30,8 @@ pub struct EventKey {
     pub ip_version: u32,
     /// For refused ports.
     pub port: u32,
+    /// For refused devices: which; otherwise empty.
+    pub object: String,
 }
 
 #[derive(Debug, Default)]
@@ -139,6 +141,7 @@ mod tests {
             protocol: Protocol::Tcp,
             ip_version: 4,
             port,
+            object: String::new(),
         }
     }
 

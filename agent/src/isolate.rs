@@ -18,6 +18,7 @@ use crate::{
 
 pub mod cores;
 pub mod cpu;
+pub mod devices;
 pub mod disk_io;
 pub mod disk_space;
 pub mod memory;

@@ -22,6 +22,7 @@ use crate::{
         Isolator, Isolators,
         cores::{self, Cores},
         cpu::Cpu,
+        devices::{self, Devices},
         disk_io::{self, DiskIo},
         disk_space::DiskSpace,
         memory::{Memory, MemorySetup},
@@ -33,7 +34,7 @@ use crate::{
     journal::Journal,
     keeper::{Keeper, Parts, RecoverError},
     kernel::{
-        bpf::{self, DenialStream, ExitRecords, ForeignTimes, OomRecords, PortRules},
+        bpf::{self, DenialStream, DeviceKey, DeviceRules, ExitRecords, ForeignTimes, OomRecords, PortRules},
         core_scheduling, limits,
         probe::Features,
     },
@@ -175,8 +176,11 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         })?;
     }
     let mut parts = cpu_parts(&config, &tree, machine, &bpf)?;
-    // Always there: it refuses what it cannot hold.
+    // Always there: they refuse what they cannot hold.
     parts.push(Box::new(disk_io));
+    metrics.feature("bpf_devices", bpf.devices.is_some());
+    let allowed = config.allow_devices.clone();
+    parts.push(Box::new(Devices::new(bpf.devices.clone(), allowed, Arc::clone(&events))));
     let outputs = if features.has("punch_hole") { bound_outputs(&events) } else { None };
     let memory = MemorySetup {
         machine_bytes: machine.mem_bytes,
@@ -214,6 +218,9 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     if let Some(denials) = bpf.denials {
         tokio::spawn(crate::isolate::ports::follow(denials, Arc::clone(&events)));
     }
+    if let Some(denials) = bpf.device_denials {
+        tokio::spawn(devices::follow(denials, Arc::clone(&events)));
+    }
     let every = Duration::from_millis(config.sample_every_ms);
     let sampling = Sampling {
         node: NodeSampler::start(tree, Instant::now())?,
@@ -245,6 +252,8 @@ fn require(features: &Features) -> Result<(), NodeError> {
 struct Bpf {
     ports: Option<Arc<PortRules>>,
     denials: Option<DenialStream>,
+    devices: Option<Arc<DeviceRules>>,
+    device_denials: Option<DenialStream<DeviceKey>>,
     exits: Option<Arc<ExitRecords>>,
     ooms: Option<Arc<OomRecords>>,
     foreign: Option<Arc<ForeignTimes>>,
@@ -263,6 +272,13 @@ fn open_bpf(config: &Config, tree: &Tree) -> Result<Bpf, NodeError> {
         tracing::info!("mounted a bpffs on /sys/fs/bpf");
     }
     tracing::info!(fresh = loaded.fresh, pins = %loaded.ports.display(), "port rules are in the kernel");
+    let (devices, device_denials) = match &loaded.devices {
+        Ok(dir) => (Some(Arc::new(DeviceRules::open(dir)?)), Some(DenialStream::open_devices(dir)?)),
+        Err(why) => {
+            tracing::warn!(why, "devices are not held, and none can be granted");
+            (None, None)
+        }
+    };
     let exits = match &loaded.exits {
         Ok(dir) => Some(Arc::new(ExitRecords::open(dir)?)),
         Err(why) => {
@@ -284,6 +300,8 @@ fn open_bpf(config: &Config, tree: &Tree) -> Result<Bpf, NodeError> {
     Ok(Bpf {
         ports: Some(Arc::new(PortRules::open(&loaded.ports)?)),
         denials: Some(DenialStream::open(&loaded.ports)?),
+        devices,
+        device_denials,
         exits,
         ooms,
         foreign: foreign.ok().map(Arc::new),

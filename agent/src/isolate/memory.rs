@@ -165,7 +165,15 @@ impl Memory {
 
     fn record(&self, task: &TaskPlace, kind: EventKind, count: u64, message: String) {
         let (cgroup_id, protocol) = (task.id, Protocol::Unspecified);
-        let key = EventKey { task: task.task.clone(), cgroup_id, kind, protocol, ip_version: 0, port: 0 };
+        let key = EventKey {
+            task: task.task.clone(),
+            cgroup_id,
+            kind,
+            protocol,
+            ip_version: 0,
+            port: 0,
+            object: String::new(),
+        };
         self.setup.events.record(key, count, message, unix_time_ms());
     }
 }

@@ -224,6 +224,7 @@ impl Outputs {
             protocol: v1::Protocol::Unspecified,
             ip_version: 0,
             port: 0,
+            object: String::new(),
         };
         let dropped = bytesize::ByteSize::b(told.hole_bytes);
         let message = format!("{dropped} from the beginning of its output were dropped: raise output_bytes");

@@ -101,6 +101,14 @@ fn record(events: &EventLog, key: &DenialKey, count: u64) {
     };
     let ip_version = u32::from(key.ip_version);
     let cgroup_id = key.cgroup_id;
-    let key = EventKey { task, cgroup_id, kind: EventKind::PortDenied, protocol, ip_version, port };
+    let key = EventKey {
+        task,
+        cgroup_id,
+        kind: EventKind::PortDenied,
+        protocol,
+        ip_version,
+        port,
+        object: String::new(),
+    };
     events.record(key, count, message, unix_time_ms());
 }

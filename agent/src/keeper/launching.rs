@@ -146,7 +146,15 @@ fn record_limits(events: &EventLog, task: &TaskKey, cgroup_id: u64, end: &End) {
     use bulkhead_proto::v1::{EventKind, Protocol};
     let record = |kind, count, message: &str| {
         let protocol = Protocol::Unspecified;
-        let key = EventKey { task: task.clone(), cgroup_id, kind, protocol, ip_version: 0, port: 0 };
+        let key = EventKey {
+            task: task.clone(),
+            cgroup_id,
+            kind,
+            protocol,
+            ip_version: 0,
+            port: 0,
+            object: String::new(),
+        };
         events.record(key, count, message.to_owned(), unix_time_ms());
     };
     if end.usage.pids_refused > 0 {

@@ -1,9 +1,9 @@
 //! The BPF programs: loading them once, and typed handles to what they share with the agent.
 //!
 //! ```text
-//! agent --ensure_loaded--> short-lived child --load_and_pin--> /sys/fs/bpf/bulkhead/{ports-...,exits-...,ooms-...,
-//!     foreign-...}
-//! agent <--PortRules, DenialStream, ExitRecords, OomRecords, ForeignTimes-- the same pins
+//! agent --ensure_loaded--> short-lived child --load_and_pin--> /sys/fs/bpf/bulkhead/{ports-...,devices-...,exits-...,
+//!     ooms-...,foreign-...}
+//! agent <--PortRules, DeviceRules, DenialStream, ExitRecords, OomRecords, ForeignTimes-- the same pins
 //! ```
 //!
 //! Programs and maps are pinned: they hold while the agent is down, and a restarted agent adopts
@@ -13,6 +13,7 @@
 //! Handles are `Send + Sync`, and their calls are short system calls without waiting.
 
 mod denials;
+mod devices;
 mod error;
 mod exits;
 mod foreign;
@@ -24,6 +25,7 @@ mod probe;
 mod table;
 
 pub use denials::DenialStream;
+pub use devices::{DeviceId, DeviceRules, access_name};
 pub use error::BpfError;
 pub use exits::ExitRecords;
 pub use foreign::ForeignTimes;
@@ -31,6 +33,6 @@ pub use load::{LoadReport, load_and_pin};
 pub use ooms::{OomRecords, OomVictim};
 pub use pins::{LOAD_SUBCOMMAND, LoadSpec, Loaded, ensure_loaded, loader_command, remove};
 pub use ports::PortRules;
-pub use probe::{Support, probe_exits, probe_ooms, probe_ports};
+pub use probe::{Support, probe_devices, probe_exits, probe_ooms, probe_ports};
 
-pub use bulkhead_abi::{Denial, DenialEvent, DenialKey, ForeignTime};
+pub use bulkhead_abi::{Denial, DenialEvent, DenialKey, DeviceKey, ForeignTime};

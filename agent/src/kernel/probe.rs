@@ -65,6 +65,12 @@ impl Features {
             "ports are not offered",
         ));
         features.push(feature(
+            "bpf_devices",
+            supported(bpf::probe_devices(), "cgroup device hook, ring buffer"),
+            "devices: the harmless ones and those of the grant, everything else is EPERM in the task's own call",
+            "tasks whose grant names a device are refused",
+        ));
+        features.push(feature(
             "bpf_exits",
             supported(bpf::probe_exits(), "raw tracepoint, BTF"),
             "exit codes of tasks that end while no agent runs",

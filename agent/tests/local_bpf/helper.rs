@@ -13,9 +13,13 @@ use std::{
 use bulkhead_agent::kernel::bpf::{self, LoadSpec};
 use nix::{
     errno::Errno,
-    sys::socket::{
-        AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrStorage, accept, bind,
-        getsockname, listen, setsockopt, socket, sockopt,
+    fcntl::OFlag,
+    sys::{
+        socket::{
+            AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrStorage, accept,
+            bind, getsockname, listen, setsockopt, socket, sockopt,
+        },
+        stat::{Mode, SFlag, makedev, mknod},
     },
 };
 
@@ -151,6 +155,20 @@ fn order(words: &[&str], sockets: &mut HashMap<String, OwnedFd>) -> Result<Strin
             return Ok(ports.join(" "));
         }
         ["bind-again", name] => bind(get(sockets, name), &SockaddrIn::new(127, 0, 0, 1, 0))?,
+        ["open", how, path] => {
+            let mut flags = OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+            flags |= match how {
+                "r" => OFlag::O_RDONLY,
+                "w" => OFlag::O_WRONLY,
+                _ => OFlag::O_RDWR,
+            };
+            drop(nix::fcntl::open(path, flags, Mode::empty())?);
+        }
+        ["mknod", kind, major, minor, path] => {
+            let kind = if kind == "b" { SFlag::S_IFBLK } else { SFlag::S_IFCHR };
+            let device = makedev(major.parse().unwrap(), minor.parse().unwrap());
+            mknod(path, kind, Mode::from_bits_truncate(0o666), device)?;
+        }
         ["listen", name] => listen(&sockets[name], Backlog::new(1)?)?,
         ["accept-and-close", name] => nix::unistd::close(accept(get(sockets, name))?)?,
         ["close", name] => drop(sockets.remove(name)),

@@ -1,4 +1,4 @@
-//! The BPF programs on the running kernel, as root: what tasks may bind, and how they ended.
+//! The BPF programs on the running kernel, as root: what tasks may bind and open, and how they ended.
 //!
 //! Each test has a cgroup tree, a pin directory and ports of its own, and removes them. Where they
 //! cannot run they print `SKIP <test>: <reason>`.
@@ -10,6 +10,7 @@
     reason = "tests, also outside test functions"
 )]
 
+mod devices;
 mod exits;
 mod fixture;
 mod helper;

@@ -70,7 +70,7 @@ fn what_dead_loaders_and_older_agents_left_is_cleared_away() {
     assert!(node.load().fresh);
     let mut left: Vec<_> = fs::read_dir(&node.spec.pin_dir).unwrap().map(|e| e.unwrap().path()).collect();
     left.sort();
-    assert_eq!(left, [loaded.exits.unwrap(), loaded.ooms.unwrap(), loaded.ports]);
+    assert_eq!(left, [loaded.devices.unwrap(), loaded.exits.unwrap(), loaded.ooms.unwrap(), loaded.ports]);
 }
 
 #[test]

@@ -10,11 +10,16 @@
 #![cfg_attr(not(feature = "user"), forbid(unsafe_code))]
 
 mod c;
+mod devices;
 mod exits;
 mod foreign;
 mod ooms;
 mod ports;
 
+pub use devices::{
+    DEVICE_RING_BYTES, DeviceCounters, DeviceKey, HARMLESS_DEVICES, MAX_DENIED_DEVICES, MAX_DEVICE_DENIALS,
+    MAX_DEVICES, PTS_MAJORS, device_access, device_kind,
+};
 pub use exits::{ExitRecord, MAX_EXITS};
 pub use foreign::{ForeignTime, MAX_OWNERS};
 pub use ooms::{MAX_OOMS, OomRecord};
@@ -51,11 +56,24 @@ pub mod names {
     pub const DENIALS: &str = "DENIALS";
     /// Ring buffer of [`DenialEvent`](crate::DenialEvent).
     pub const EVENTS: &str = "EVENTS";
-    /// All maps of `enforce` that are pinned.
+    /// The maps of `enforce` that are about ports.
     pub const ENFORCE_MAPS: [&str; 7] = [GRANT_INDEX, GRANTS, PORT_USE, COUNTERS, SOCKETS, DENIALS, EVENTS];
 
-    /// All programs of `enforce`, each attached once to the root of the tasks' cgroups.
+    /// The programs of `enforce` that are about ports, each attached once to the root of the tasks' cgroups.
     pub const ENFORCE_PROGRAMS: [&str; 5] = ["bind4", "bind6", "post_bind4", "post_bind6", "sock_release"];
+
+    /// [`DeviceKey`](crate::DeviceKey) -> bits of [`device_access`](crate::device_access). The agent writes.
+    pub const DEVICES: &str = "DEVICES";
+    /// Cgroup id of a task -> [`DeviceCounters`](crate::DeviceCounters). The agent makes, programs write.
+    pub const DEVICE_COUNTERS: &str = "DEVICE_COUNTERS";
+    /// [`DeviceKey`](crate::DeviceKey) -> [`Denial`](crate::Denial). Programs write.
+    pub const DEVICE_DENIALS: &str = "DEVICE_DENIALS";
+    /// Ring buffer of [`DenialEvent`](crate::DenialEvent)s about a [`DeviceKey`](crate::DeviceKey).
+    pub const DEVICE_EVENTS: &str = "DEVICE_EVENTS";
+    /// The maps of `enforce` that are about devices; pinned by themselves.
+    pub const DEVICE_MAPS: [&str; 4] = [DEVICES, DEVICE_COUNTERS, DEVICE_DENIALS, DEVICE_EVENTS];
+    /// The program of `enforce` that is about devices, and its pinned link.
+    pub const DEVICE_PROGRAM: &str = "device";
 
     /// Cgroup id of a task -> [`ExitRecord`](crate::ExitRecord). Made by the agent, completed by `observe`.
     pub const EXITS: &str = "exits";

@@ -139,9 +139,9 @@ pub struct Denial {
 /// Sent when a [`Denial::count`] reaches 1, 2, 4, 8 and so on.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DenialEvent {
-    /// What was denied.
-    pub key: DenialKey,
+pub struct DenialEvent<K = DenialKey> {
+    /// What was denied: a [`DenialKey`] or a [`DeviceKey`](crate::DeviceKey).
+    pub key: K,
     /// How often by now.
     pub count: u64,
     /// CLOCK_MONOTONIC.
@@ -174,6 +174,7 @@ const _: () = {
     assert!(size_of::<Denial>() == 3 * 8);
     assert!(size_of::<DenialEvent>() == size_of::<DenialKey>() + 8 + 8 + 4 + 4 + COMM_LEN);
     assert!(core::mem::offset_of!(DenialEvent, comm) == 40);
+    assert!(size_of::<DenialEvent<crate::DeviceKey>>() == size_of::<crate::DeviceKey>() + 24 + COMM_LEN);
     assert!(PORTS_PER_WORD as usize * INDEX_WORDS * 64 == 65_536);
     assert!(EVENT_RING_BYTES.is_power_of_two());
 };

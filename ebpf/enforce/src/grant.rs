@@ -1,8 +1,41 @@
-//! Is a port granted?
+//! Is a port granted, and where is it counted if not?
 
-use bulkhead_abi::{PORTS_PER_WORD, PortWordKey};
+use aya_ebpf::maps::{HashMap, RingBuf};
+use bulkhead_abi::{Denial, DenialKey, MAX_DENIED_PORTS, PORTS_PER_WORD, PortWordKey};
 
-use crate::{maps::GRANTS, protocol::Protocol};
+use crate::{
+    denial::{Counters, Denied},
+    maps::{COUNTERS, DENIALS, EVENTS, GRANTS},
+    protocol::Protocol,
+};
+
+impl Denied for DenialKey {
+    const MAX_KEYS: u64 = MAX_DENIED_PORTS;
+
+    #[inline(always)]
+    fn shared(self) -> Self {
+        Self { port: 0, other: 1, ..self }
+    }
+
+    #[inline(always)]
+    fn counters(self) -> Option<Counters> {
+        let counters = COUNTERS.get_ptr_mut(self.cgroup_id)?;
+        // SAFETY: fields of a map value.
+        Some(unsafe {
+            Counters { denied: &raw mut (*counters).denied, keys: &raw mut (*counters).denied_ports }
+        })
+    }
+
+    #[inline(always)]
+    fn denials() -> &'static HashMap<Self, Denial> {
+        &DENIALS
+    }
+
+    #[inline(always)]
+    fn events() -> &'static RingBuf {
+        &EVENTS
+    }
+}
 
 /// Names the word of ports that `port` is in.
 #[inline(always)]

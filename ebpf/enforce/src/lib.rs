@@ -9,12 +9,14 @@
 //! | bind4, bind6 | allow a granted port, deny others, answer port 0 with a free granted port |
 //! | post_bind4, post_bind6 | check the port that was bound in the end, note that it is used |
 //! | sock_release | note that it is free again |
+//! | device | allow harmless and granted devices, deny others |
 #![no_std]
 #![feature(asm_experimental_arch)]
 #![expect(missing_docs, reason = "the hooks, named in the table above, have no parameters of their own")]
 
 mod atomic;
 mod denial;
+mod device;
 mod grant;
 mod maps;
 mod protocol;
@@ -24,11 +26,12 @@ mod usage;
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_addr},
     helpers::generated::bpf_get_socket_cookie,
-    macros::{cgroup_sock, cgroup_sock_addr},
-    programs::{SockAddrContext, SockContext},
+    macros::{cgroup_device, cgroup_sock, cgroup_sock_addr},
+    programs::{DeviceContext, SockAddrContext, SockContext},
 };
+use bulkhead_abi::DenialKey;
 
-use denial::Denied;
+use denial::deny;
 use protocol::Protocol;
 
 /// What a hook answers: the call goes on.
@@ -63,6 +66,11 @@ pub fn sock_release(ctx: SockContext) -> i32 {
     ALLOW
 }
 
+#[cgroup_device]
+pub fn device(ctx: DeviceContext) -> i32 {
+    device::access(ctx.device)
+}
+
 #[inline(always)]
 fn bind(addr: *mut bpf_sock_addr, ip_version: u16) -> i32 {
     let Some(cgroup_id) = task::current() else { return ALLOW };
@@ -76,11 +84,11 @@ fn bind(addr: *mut bpf_sock_addr, ip_version: u16) -> i32 {
     };
     // The context keeps the port as the address does: in network byte order, in the low half.
     let asked = u16::from_be((user_port & 0xffff) as u16);
-    let denied = Denied { cgroup_id, ip_version, protocol: number as u16, port: asked };
-    let Some(protocol) = Protocol::of_socket(kind) else { return denied.answer() };
+    let denied = DenialKey { cgroup_id, ip_version, protocol: number as u16, port: asked, other: 0 };
+    let Some(protocol) = Protocol::of_socket(kind) else { return deny(denied) };
 
     if asked != 0 {
-        return if grant::contains(cgroup_id, protocol, asked) { ALLOW } else { denied.answer() };
+        return if grant::contains(cgroup_id, protocol, asked) { ALLOW } else { deny(denied) };
     }
     // SAFETY: `sk` is the socket, never null here; the verifier admits whole, aligned reads of its port.
     let bound_port = unsafe { (&raw const (*(*addr).__bindgen_anon_1.sk).src_port).read_volatile() };
@@ -93,7 +101,7 @@ fn bind(addr: *mut bpf_sock_addr, ip_version: u16) -> i32 {
     match usage::choose(cgroup_id, protocol, cookie) {
         // SAFETY: the verifier admits a whole, aligned write of this field.
         Some(port) => unsafe { (&raw mut (*addr).user_port).write_volatile(u32::from(port.to_be())) },
-        None => return denied.answer(),
+        None => return deny(denied),
     }
     ALLOW
 }
@@ -110,10 +118,10 @@ fn post_bind(sock: *mut bpf_sock, ip_version: u16) -> i32 {
         )
     };
     let port = (src_port & 0xffff) as u16;
-    let denied = Denied { cgroup_id, ip_version, protocol: number as u16, port };
-    let Some(protocol) = Protocol::of_socket(kind) else { return denied.answer() };
+    let denied = DenialKey { cgroup_id, ip_version, protocol: number as u16, port, other: 0 };
+    let Some(protocol) = Protocol::of_socket(kind) else { return deny(denied) };
     if !grant::contains(cgroup_id, protocol, port) {
-        return denied.answer();
+        return deny(denied);
     }
     // SAFETY: the helper takes the context of this hook.
     usage::bound(cgroup_id, protocol, port, unsafe { bpf_get_socket_cookie(sock.cast()) });

@@ -10,8 +10,9 @@ use aya_ebpf::{
     maps::{HashMap, LruHashMap, RingBuf},
 };
 use bulkhead_abi::{
-    Denial, DenialKey, EVENT_RING_BYTES, GrantIndex, MAX_DENIALS, MAX_PORT_WORDS, MAX_SOCKETS, MAX_TASKS,
-    PortUse, PortWordKey, SocketPort, TaskCounters,
+    DEVICE_RING_BYTES, Denial, DenialKey, DeviceCounters, DeviceKey, EVENT_RING_BYTES, GrantIndex,
+    MAX_DENIALS, MAX_DEVICE_DENIALS, MAX_DEVICES, MAX_PORT_WORDS, MAX_SOCKETS, MAX_TASKS, PortUse,
+    PortWordKey, SocketPort, TaskCounters,
 };
 
 #[map]
@@ -35,3 +36,17 @@ pub static DENIALS: HashMap<DenialKey, Denial> = HashMap::with_max_entries(MAX_D
 
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_RING_BYTES, 0);
+
+#[map]
+pub static DEVICES: HashMap<DeviceKey, u32> = HashMap::with_max_entries(MAX_DEVICES, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static DEVICE_COUNTERS: HashMap<u64, DeviceCounters> =
+    HashMap::with_max_entries(MAX_TASKS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static DEVICE_DENIALS: HashMap<DeviceKey, Denial> =
+    HashMap::with_max_entries(MAX_DEVICE_DENIALS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static DEVICE_EVENTS: RingBuf = RingBuf::with_byte_size(DEVICE_RING_BYTES, 0);

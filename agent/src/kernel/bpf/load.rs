@@ -1,12 +1,18 @@
 //! Loading, in a process of its own: everything appears under its final name, or nothing.
 
 use std::{
+    ffi::CString,
     fs::{self, File},
+    io,
+    os::{
+        fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Path, PathBuf},
 };
 
 use aya::{
-    EbpfLoader,
+    Ebpf, EbpfLoader,
     programs::{
         CgroupAttachMode, Program, ProgramError,
         links::{FdLink, LinkError},
@@ -18,7 +24,7 @@ use bulkhead_ebpf::{
     observe::{exits::ExitsSkelBuilder, foreign::ForeignSkelBuilder, ooms::OomsSkelBuilder},
 };
 use libbpf_rs::{
-    MapCore as _, MapFlags, MapHandle,
+    MapCore as _, MapFlags, MapHandle, libbpf_sys,
     skel::{OpenSkel as _, SkelBuilder as _},
 };
 
@@ -30,8 +36,8 @@ use super::{
 /// What was loaded besides the port rules, without which loading fails.
 #[derive(Debug)]
 pub struct LoadReport {
-    /// Why exits, victims of the out-of-memory killer or time on others' cores are not recorded. The subcommand
-    /// prints it to standard error and succeeds.
+    /// Why devices are not held, or exits, victims of the out-of-memory killer or time on others' cores not recorded.
+    /// The subcommand prints it to standard error and succeeds.
     pub missing: Vec<BpfError>,
 }
 
@@ -46,13 +52,14 @@ pub fn load_and_pin(spec: &LoadSpec) -> Result<LoadReport, BpfError> {
     create_dir(&spec.pin_dir)?;
     let names = PinNames::of(spec)?;
     complete(spec, &names.ports, load_ports)?;
-    let observed = [
+    let others = [
+        complete(spec, &names.devices, load_devices),
         complete(spec, &names.exits, load_exits),
         complete(spec, &names.ooms, load_ooms),
         complete(spec, &names.foreign, load_foreign),
     ];
     remove_stale(spec, &names)?;
-    Ok(LoadReport { missing: observed.into_iter().filter_map(Result::err).collect() })
+    Ok(LoadReport { missing: others.into_iter().filter_map(Result::err).collect() })
 }
 
 /// Has a directory filled and gives it its name.
@@ -79,25 +86,37 @@ fn complete(
     if target.exists() { Ok(()) } else { result }
 }
 
-fn load_ports(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
-    let cgroup = File::open(&spec.cgroup).map_err(BpfError::io("open", &spec.cgroup))?;
-    let mut enforce = EbpfLoader::new()
+/// Opens the object, and pins those of its maps.
+fn open_enforce(spec: &LoadSpec, dir: &Path, maps: &[&'static str]) -> Result<Ebpf, BpfError> {
+    let enforce = EbpfLoader::new()
         .override_global(names::TASK_LEVEL, &spec.task_level, true)
         .load(ENFORCE)
         .map_err(BpfError::Object)?;
-    for name in names::ENFORCE_MAPS {
+    for &name in maps {
         let map = enforce.map(name).ok_or(BpfError::NotInObject(name))?;
         let path = dir.join(name);
         map.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
     }
+    Ok(enforce)
+}
+
+/// What lasts of the maps of older builds; events do not.
+fn take_over(older: &[PathBuf], dir: &Path, maps: &[&str]) -> Result<(), BpfError> {
+    for from in older {
+        let mut lasting = maps.iter().filter(|&&name| name != names::EVENTS && name != names::DEVICE_EVENTS);
+        lasting.try_for_each(|name| copy(&from.join(name), &dir.join(name)))?;
+    }
+    Ok(())
+}
+
+fn load_ports(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
+    let cgroup = File::open(&spec.cgroup).map_err(BpfError::io("open", &spec.cgroup))?;
+    let mut enforce = open_enforce(spec, dir, &names::ENFORCE_MAPS)?;
     for name in names::ENFORCE_PROGRAMS {
         let program = enforce.program_mut(name).ok_or(BpfError::NotInObject(name))?;
         load(program).map_err(|source| BpfError::Program { op: "load", name, source })?;
     }
-    for from in older {
-        let mut lasting = names::ENFORCE_MAPS.iter().filter(|&&name| name != names::EVENTS);
-        lasting.try_for_each(|name| copy(&from.join(name), &dir.join(name)))?;
-    }
+    take_over(older, dir, &names::ENFORCE_MAPS)?;
     for name in names::ENFORCE_PROGRAMS {
         let program = enforce.program_mut(name).ok_or(BpfError::NotInObject(name))?;
         let link =
@@ -106,6 +125,36 @@ fn load_ports(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfE
         link.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
     }
     Ok(())
+}
+
+fn load_devices(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
+    let name = names::DEVICE_PROGRAM;
+    let cgroup = File::open(&spec.cgroup).map_err(BpfError::io("open", &spec.cgroup))?;
+    let mut enforce = open_enforce(spec, dir, &names::DEVICE_MAPS)?;
+    let program = enforce.program_mut(name).ok_or(BpfError::NotInObject(name))?;
+    let failed = |source| BpfError::Program { op: "load", name, source };
+    let Program::CgroupDevice(hook) = program else {
+        return Err(failed(ProgramError::UnexpectedProgramType));
+    };
+    hook.load().map_err(failed)?;
+    take_over(older, dir, &names::DEVICE_MAPS)?;
+    let path = dir.join(name);
+    let hook = hook.fd().map_err(failed)?.as_fd();
+    attach_and_pin(hook.as_raw_fd(), &cgroup, &path).map_err(BpfError::io("attach and pin", &path))
+}
+
+/// aya does not give the link of a device program away.
+fn attach_and_pin(program: i32, cgroup: &File, path: &Path) -> io::Result<()> {
+    let answer =
+        |number: i32| if number < 0 { Err(io::Error::from_raw_os_error(-number)) } else { Ok(number) };
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let kind = libbpf_sys::BPF_CGROUP_DEVICE;
+    // SAFETY: both descriptors are open, and without options nothing is read.
+    let link = unsafe { libbpf_sys::bpf_link_create(program, cgroup.as_raw_fd(), kind, std::ptr::null()) };
+    // SAFETY: the kernel has just made this descriptor, and nobody else has it.
+    let link = unsafe { OwnedFd::from_raw_fd(answer(link)?) };
+    // SAFETY: an open descriptor, and a string that ends with a NUL byte.
+    answer(unsafe { libbpf_sys::bpf_obj_pin(link.as_raw_fd(), path.as_ptr()) }).map(drop)
 }
 
 fn load(program: &mut Program) -> Result<(), ProgramError> {

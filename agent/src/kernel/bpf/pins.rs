@@ -1,7 +1,8 @@
 //! Where loaded programs live: directories in a bpffs, whose names say what is in them.
 //!
 //! ```text
-//! <pin_dir>/ports-v<ABI>-<build>-<cgroup id>-<level>/   maps and links of `enforce`
+//! <pin_dir>/ports-v<ABI>-<build>-<cgroup id>-<level>/   maps and links of `enforce` that are about ports
+//! <pin_dir>/devices-v<ABI>-<build>-<cgroup id>-<level>/ and those that are about devices
 //! <pin_dir>/exits-v<ABI>-<build>-<level>/               map and link of `observe/exits`
 //! <pin_dir>/ooms-v<ABI>-<build>-<level>/                map and link of `observe/ooms`
 //! <pin_dir>/foreign-v<ABI>-<build>-<level>/             maps and program of `observe/foreign`, and its link
@@ -51,6 +52,8 @@ pub struct LoadSpec {
 pub struct Loaded {
     /// For [`PortRules::open`](super::PortRules::open) and [`DenialStream::open`](super::DenialStream::open).
     pub ports: PathBuf,
+    /// For [`DeviceRules::open`](super::DeviceRules::open), or why this kernel holds no devices.
+    pub devices: Result<PathBuf, String>,
     /// For [`ExitRecords::open`](super::ExitRecords::open), or why this kernel records no exits.
     pub exits: Result<PathBuf, String>,
     /// For [`OomRecords::open`](super::OomRecords::open), or why this kernel records no victims.
@@ -66,6 +69,7 @@ pub struct Loaded {
 /// Names of the directories of one spec, by part.
 pub(super) struct PinNames {
     pub(super) ports: String,
+    pub(super) devices: String,
     pub(super) exits: String,
     pub(super) ooms: String,
     pub(super) foreign: String,
@@ -76,6 +80,7 @@ impl PinNames {
     pub(super) fn new(cgroup_id: u64, task_level: u32) -> Self {
         Self {
             ports: format!("ports-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}"),
+            devices: format!("devices-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}"),
             exits: format!("exits-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
             ooms: format!("ooms-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
             foreign: format!("foreign-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
@@ -101,7 +106,9 @@ impl PinNames {
     }
 
     fn is_current(&self, name: &str) -> bool {
-        [&self.ports, &self.exits, &self.ooms, &self.foreign].into_iter().any(|current| name == current)
+        [&self.ports, &self.devices, &self.exits, &self.ooms, &self.foreign]
+            .into_iter()
+            .any(|current| name == current)
     }
 }
 
@@ -120,16 +127,18 @@ pub fn loader_command(agent: &Path, spec: &LoadSpec) -> Command {
 /// the same layout: grant again whatever runs. Granting what is granted already changes nothing.
 ///
 /// # Errors
-/// No bpffs, no cgroup, or the loader's own message. What cannot be recorded is no error.
+/// No bpffs, no cgroup, or the loader's own message. Devices that cannot be held, and what cannot be
+/// recorded, are no error.
 pub fn ensure_loaded(spec: &LoadSpec, mut loader: Command) -> Result<Loaded, BpfError> {
     let mounted = ensure_bpffs(&spec.pin_dir)?;
     let names = PinNames::of(spec)?;
     let ports = spec.pin_dir.join(&names.ports);
-    let all = [&names.exits, &names.ooms, &names.foreign].map(|name| spec.pin_dir.join(name));
+    let parts =
+        [&names.devices, &names.exits, &names.ooms, &names.foreign].map(|name| spec.pin_dir.join(name));
     let fresh = !ports.exists();
-    if !fresh && all.iter().all(|dir| dir.exists()) {
-        let [exits, ooms, foreign] = all.map(Ok);
-        return Ok(Loaded { ports, exits, ooms, foreign, fresh, mounted });
+    if !fresh && parts.iter().all(|dir| dir.exists()) {
+        let [devices, exits, ooms, foreign] = parts.map(Ok);
+        return Ok(Loaded { ports, devices, exits, ooms, foreign, fresh, mounted });
     }
     let program = loader.get_program().to_string_lossy().into_owned();
     let output = loader
@@ -141,12 +150,13 @@ pub fn ensure_loaded(spec: &LoadSpec, mut loader: Command) -> Result<Loaded, Bpf
     if !output.status.success() || !ports.exists() {
         return Err(BpfError::Loader { status: output.status, message });
     }
-    let [exits, ooms, foreign] = all.map(|dir| if dir.exists() { Ok(dir) } else { Err(message.clone()) });
-    Ok(Loaded { ports, exits, ooms, foreign, fresh, mounted })
+    let made = |dir: PathBuf| if dir.exists() { Ok(dir) } else { Err(message.clone()) };
+    let [devices, exits, ooms, foreign] = parts.map(made);
+    Ok(Loaded { ports, devices, exits, ooms, foreign, fresh, mounted })
 }
 
 /// Takes everything away: programs are detached, maps are freed once nobody has them open.
-/// Tasks that still run are no longer held to their ports. Harmless where there is nothing.
+/// Tasks that still run are no longer held to their ports and devices. Harmless where there is nothing.
 ///
 /// # Errors
 /// The first directory that could not be removed.
@@ -196,10 +206,10 @@ pub(super) fn unfinished(spec: &LoadSpec, name: &str) -> PathBuf {
 
 /// Detaches at once, where the kernel can; unlinking alone detaches a little later.
 pub(super) fn remove_pins(dir: &Path) -> Result<(), BpfError> {
-    let links = names::ENFORCE_PROGRAMS.map(|name| dir.join(name));
-    for link in links.iter().filter(|path| path.exists()) {
+    let links = names::ENFORCE_PROGRAMS.iter().chain([&names::DEVICE_PROGRAM]).map(|name| dir.join(name));
+    for link in links.filter(|path| path.exists()) {
         // A link that cannot be opened or detached goes with its pin.
-        let _ = libbpf_rs::Link::open(link).and_then(|link| link.detach());
+        let _ = libbpf_rs::Link::open(&link).and_then(|link| link.detach());
     }
     ignore_missing(fs::remove_dir_all(dir)).map_err(BpfError::io("remove", dir))
 }
@@ -244,10 +254,11 @@ mod tests {
         let names = PinNames::new(7, 3);
         assert_ne!(names.ports, PinNames::new(8, 3).ports, "cgroup");
         assert_ne!(names.ports, PinNames::new(7, 4).ports, "level");
+        assert_ne!(names.devices, PinNames::new(8, 3).devices, "cgroup");
         assert_ne!(names.exits, PinNames::new(7, 4).exits, "level");
         assert_ne!(names.ooms, PinNames::new(7, 4).ooms, "level");
         assert_ne!(names.foreign, PinNames::new(7, 4).foreign, "level");
-        let all = [&names.ports, &names.exits, &names.ooms, &names.foreign];
+        let all = [&names.ports, &names.devices, &names.exits, &names.ooms, &names.foreign];
         assert!(!all.iter().any(|name| name.contains('.')), "reserved by bpffs");
     }
 

@@ -1,4 +1,4 @@
-//! Can this kernel hold ports and record exits? Cheap: a few tiny programs, no type information read.
+//! Can this kernel hold ports and devices, and record exits? Cheap: a few tiny programs, no type information read.
 
 use std::{error::Error, fs, os::unix::fs::MetadataExt as _, path::Path};
 
@@ -33,6 +33,15 @@ pub fn probe_ports() -> Support {
         .and_then(|()| program(ProgramType::CgroupSockAddr, "CONFIG_CGROUP_BPF, kernel 4.17"))
         .and_then(|()| program(ProgramType::CgroupSock, "CONFIG_CGROUP_BPF, kernel 4.10"))
         .and_then(|()| map(MapType::LruHash, "kernel 4.10"))
+        .and_then(|()| map(MapType::RingBuf, "kernel 5.8"))
+        .into()
+}
+
+/// Whether devices can be held. The last word has the load itself: before 6.1 these programs could not ask for the
+/// cgroup of a task.
+pub fn probe_devices() -> Support {
+    has_bpffs()
+        .and_then(|()| program(ProgramType::CgroupDevice, "CONFIG_CGROUP_BPF, kernel 4.15"))
         .and_then(|()| map(MapType::RingBuf, "kernel 5.8"))
         .into()
 }
