@@ -150,7 +150,7 @@ fn int(argument: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompCondition, S
     SeccompCondition::new(argument, SeccompCmpArgLen::Dword, op, value).map_err(SeccompError::Rule)
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "errno numbers are small")]
+#[expect(clippy::cast_possible_truncation, reason = "errno numbers are small")]
 fn default_policy(caps: CapSet) -> Result<Policy, SeccompError> {
     use SeccompCmpOp::{Eq, MaskedEq};
     use syscalls::Sysno;

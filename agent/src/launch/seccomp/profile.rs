@@ -221,7 +221,6 @@ fn errno(number: Option<u32>, name: Option<&str>, at: &str) -> Result<u32, Secco
         },
         None => None,
     };
-    #[expect(clippy::cast_sign_loss, reason = "errno numbers are positive")]
     let errno = number.or(named).unwrap_or(libc::EPERM as u32);
     if errno > MAX_ERRNO { bad(at, format!("{errno} is no errno: give 0 to {MAX_ERRNO}")) } else { Ok(errno) }
 }

@@ -119,7 +119,7 @@ impl Policy {
 }
 
 /// The errno of calls that do not exist.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "38")]
+#[expect(clippy::cast_possible_truncation, reason = "38")]
 pub(super) const ENOSYS: u16 = libc::ENOSYS as u16;
 
 /// Code for every number from the named one up to the next entry's, ascending and without gaps.
