@@ -153,7 +153,7 @@ fn round(usec: u64) -> u64 {
 #[expect(clippy::print_stdout, reason = "the output of this subcommand")]
 fn show_use(model: &DiskModel, config: &Config) {
     let percent = u64::from(config.disk_offer_percent);
-    let of = |rate: u64| rate / 100 * percent;
+    let of = |rate: u64| rate.saturating_mul(percent) / 100;
     let rates = &model.both_at_once;
     println!(
         "\noffered of {} ({percent} %): reads {}/s and {} a second, writes {}/s and {} a second",

@@ -52,6 +52,8 @@ pub struct Options {
     pub agent_listen: Option<SocketAddr>,
     /// Ports to offer; [`PORTS`] of this cluster's own unless given.
     pub ports: Option<String>,
+    /// Where the work directory is made; the system's directory for temporary files unless given.
+    pub dir: Option<PathBuf>,
 }
 
 /// A running master and agent. Everything of them is gone when it is dropped; [`Cluster::finish`] also checks that.
@@ -80,7 +82,9 @@ impl Cluster {
         ensure!(host::is_root(), "a cluster needs root: the agent makes cgroups and loads BPF programs");
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let pid = std::process::id();
-        let dir = tempfile::Builder::new().prefix("bulkhead-test-").tempdir().context("make a directory")?;
+        let parent = options.dir.clone().unwrap_or_else(std::env::temp_dir);
+        let dir = tempfile::Builder::new().prefix("bulkhead-test-").tempdir_in(parent);
+        let dir = dir.context("make a directory")?;
         // Tasks run as other users and must reach their sandboxes.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
         let range = u16::try_from((pid.wrapping_mul(7) + u32::from(number)) % u32::from(PORT_RANGES))?;

@@ -4,7 +4,7 @@
 //! binaries -> process -> cluster   a master and an agent of their own, and everything of them gone in the end
 //!                           |
 //!             framework, task      a scheduler that a test drives step by step
-//!             host, harness        what this machine can do, and tests that are skipped with a reason
+//!             host, disk, harness  what this machine can do, and tests that are skipped with a reason
 //!             http, signals        for programs around a cluster: fetching a page, and a clean end
 //! ```
 //!
@@ -13,6 +13,7 @@
 
 pub mod binaries;
 pub mod cluster;
+pub mod disk;
 pub mod framework;
 pub mod harness;
 pub mod host;

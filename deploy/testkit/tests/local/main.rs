@@ -3,6 +3,7 @@
 mod artifacts;
 mod bad_config;
 mod bad_task;
+mod calibrate;
 mod command_line;
 mod disk;
 mod kill;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         bad_task::tests(),
         command_line::tests(),
         artifacts::tests(),
+        calibrate::tests(),
     ];
     harness::run(unfit, tests.into_iter().flatten().collect(), || harness::block_on(CLUSTER.finish()))
 }

@@ -4,6 +4,7 @@
 
 mod books;
 mod cpu;
+mod disk_io;
 #[path = "../local/kill.rs"]
 mod kill;
 mod memory;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         pids::tests(),
         ports::tests(),
         kill::tests(),
+        disk_io::tests(),
         books::tests(),
         resize::tests(),
         traces::tests(),
