@@ -66,7 +66,10 @@ async fn a_disk_is_measured_and_nothing_is_left() -> Result<()> {
     for one in measured {
         let figure = |name: &str| one[name].as_u64().unwrap_or_default();
         assert!(figure("ops_per_sec") > 0 && figure("p50_usec") > 0, "{one}");
-        assert!(figure("p50_usec") <= figure("p99_usec") && figure("p99_usec") <= figure("max_usec"), "{one}");
+        assert!(
+            figure("p50_usec") <= figure("p99_usec") && figure("p99_usec") <= figure("max_usec"),
+            "{one}"
+        );
         let bytes = one["load"]["bytes"].as_u64().unwrap_or_default();
         assert!(figure("bytes_per_sec").abs_diff(figure("ops_per_sec") * bytes) < bytes, "{one}");
     }
@@ -113,7 +116,10 @@ impl Loop {
         let dir = tempfile::tempdir()?;
         let mounted = Command::new("mount").args(["-o", "loop"]).arg(image).arg(dir.path()).output()?;
         if !mounted.status.success() {
-            return harness::skip(&format!("no loop device: {}", String::from_utf8_lossy(&mounted.stderr).trim()));
+            return harness::skip(&format!(
+                "no loop device: {}",
+                String::from_utf8_lossy(&mounted.stderr).trim()
+            ));
         }
         Ok(Self(dir))
     }

