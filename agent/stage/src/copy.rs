@@ -1,7 +1,8 @@
 //! Bytes from one file to another.
 //!
 //! A reflink where the file system has it (XFS, btrfs), else copy_file_range(2), which leaves the copy to the
-//! kernel. io_uring is not used: a 256 MiB file from the page cache to ext4 took FIGURES.
+//! kernel. Not io_uring: for 256 MiB in the page cache, to ext4, both took as long (0.7 s on a busy machine with two
+//! CPUs and Linux 6.18), but reads and writes through a ring took 102 ms of CPU time, and copy_file_range 77 ms.
 //! `cargo run --release -p bulkhead-stage --example copy_cost` measures it again.
 
 use std::{
