@@ -67,9 +67,11 @@ impl OomRecords {
 fn decode(record: &OomRecord, page_bytes: u64) -> Option<OomVictim> {
     let bytes = |pages: u64| pages.saturating_mul(page_bytes);
     let name = record.comm.split(|byte| *byte == 0).next().unwrap_or_default();
+    // A process names itself as it likes; what is shown on a terminal must not steer it.
+    let shown = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
     (record.victims > 0).then(|| OomVictim {
         pid: record.tgid,
-        command: String::from_utf8_lossy(name).into_owned(),
+        command: String::from_utf8_lossy(name).chars().map(shown).collect(),
         anon_bytes: bytes(record.anon_pages),
         file_bytes: bytes(record.file_pages),
         shmem_bytes: bytes(record.shmem_pages),
@@ -86,11 +88,11 @@ mod tests {
     fn pages_become_bytes_and_names_end_at_their_zero() {
         assert_eq!(decode(&OomRecord::default(), 4096), None);
         let mut comm = [0; 16];
-        comm[..4].copy_from_slice(b"hog\xff");
+        comm[..5].copy_from_slice(b"hog\xff\x1b");
         let record =
             OomRecord { victims: 2, anon_pages: 3, file_pages: 1, tgid: 7, comm, ..OomRecord::default() };
         let victim = decode(&record, 4096).unwrap();
-        assert_eq!((victim.pid, victim.command.as_str(), victim.victims), (7, "hog\u{fffd}", 2));
+        assert_eq!((victim.pid, victim.command.as_str(), victim.victims), (7, "hog\u{fffd}\u{fffd}", 2));
         assert_eq!((victim.anon_bytes, victim.file_bytes, victim.swap_bytes), (12_288, 4096, 0));
     }
 }

@@ -6,8 +6,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use bulkhead_proto::v1::MemOptions;
-use bulkhead_testkit::{Framework, Task, trials};
+use bulkhead_proto::v1::{MemOptions, TaskReason, TaskState, TaskStatus};
+use bulkhead_testkit::{Framework, Task, framework::is_last, trials};
 use libtest_mimic::Trial;
 
 use crate::CLUSTER;
@@ -106,8 +106,21 @@ async fn a_burst_is_limited_and_not_protected() -> Result<()> {
 async fn revocable_tasks_are_not_protected() -> Result<()> {
     let cluster = CLUSTER.get().await?;
     let framework = lent(&cluster).await?;
-    framework.start(Task::new("t", ["sleep", "600"]).cpu_milli(10).revocable()).await?;
-    let cgroup = cluster.task_cgroup("revocable", framework.id(), "t")?;
+    // What is lent changes with every measurement, and an offer of it may be gone before it is accepted.
+    let mut tries = 0;
+    let id = loop {
+        let id = format!("t-{tries}");
+        framework.launch(Task::new(&id, ["sleep", "600"]).cpu_milli(10).revocable()).await?;
+        let begun = |s: &TaskStatus| s.state() == TaskState::Running || is_last(s);
+        let status = framework.wait_status(&id, begun).await?;
+        tries += 1;
+        match status.reason() {
+            TaskReason::OfferGone if tries < 20 => {}
+            _ if status.state() == TaskState::Running => break id,
+            _ => anyhow::bail!("{status:?}"),
+        }
+    };
+    let cgroup = cluster.task_cgroup("revocable", framework.id(), &id)?;
     let is = ["memory.max", "memory.low", "memory.min"].map(|file| number(&cgroup, file).unwrap_or_default());
     assert_eq!(is, [64 << 20, 0, 0]);
     assert_eq!(number(&cluster.cgroup()?.join("revocable"), "memory.min")?, 0);

@@ -22,6 +22,7 @@ impl Files {
         fs::File::create(&image)?.set_len(64 << 20)?;
         let mount = dir.path().join("mnt");
         fs::create_dir(&mount)?;
+        run(Command::new("modprobe").arg("loop"))?;
         run(Command::new("mkfs.ext4").arg("-q").arg(&image))?;
         run(Command::new("mount").args(["-o", "loop"]).args([&image, &mount]))?;
         Ok(Self { dir })
