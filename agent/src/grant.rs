@@ -145,7 +145,7 @@ pub const MIN_QUOTA_USEC: u64 = 1000;
 /// That quota, of the default period.
 pub const MIN_CPU_MILLI: u64 = 10;
 /// Twice what the smallest dynamically linked program needs to get as far as its `main`. What needs more is ended by
-/// the kernel or, where it only crawls because its own code is taken from it again and again, for that.
+/// the kernel, or crawls because its own code is taken from it again and again.
 pub const MIN_MEM_BYTES: u64 = 1 << 20;
 /// The directories of an empty sandbox and the first lines of its output.
 pub const MIN_DISK_BYTES: u64 = 128 * 1024;

@@ -137,8 +137,7 @@ async fn an_end_while_the_agent_is_away_is_told() -> Result<()> {
     cluster.finish().await
 }
 
-/// Until it is executed, a task's first process shares the agent's memory: its end must not be the agent's. And what
-/// would only crawl at its limit ends too.
+/// Until it is executed, a task's first process shares the agent's memory: its end must not be the agent's.
 async fn too_little_to_start_with() -> Result<()> {
     let cluster = CLUSTER.get().await?;
     let framework = cluster.framework("little").await?;
@@ -149,7 +148,6 @@ async fn too_little_to_start_with() -> Result<()> {
         (4, "tail /dev/zero", &[TaskReason::InvalidGrant][..]),
         (1023, "tail /dev/zero", &[TaskReason::InvalidGrant]),
         (1024, "tail /dev/zero", &too_little),
-        (1024, "exec python3 -ISc 'print(1)'", &too_little),
     ] {
         let id = format!("t-{kib}-{}", program.len());
         let task = Task::shell(&id, program).mem_bytes(kib << 10).cpu_milli(1000);
