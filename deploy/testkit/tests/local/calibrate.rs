@@ -31,7 +31,9 @@ pub(crate) fn tests() -> Vec<Trial> {
 }
 
 fn calibrate(arguments: &[&str]) -> Result<Command> {
-    let mut command = Command::new(Binaries::find()?.agent);
+    // Shells ignore Ctrl-C for what they start in the background, and that is inherited.
+    let mut command = Command::new("env");
+    command.arg("--default-signal=INT").arg(Binaries::find()?.agent);
     command.arg("calibrate-disk").args(arguments).stdin(Stdio::null());
     Ok(command)
 }
