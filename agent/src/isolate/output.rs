@@ -31,15 +31,15 @@ use std::{
 };
 
 use bulkhead_proto::v1::{self, EventKind};
+use futures::future::BoxFuture;
 use nix::{
     errno::Errno,
     fcntl::{FallocateFlags, fallocate},
     sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor},
-    unistd::Pid,
 };
 use tokio::io::Interest;
 
-use super::{IsolateError, Isolator, TaskPlace};
+use super::{Grants, IsolateError, Isolator, TaskPlace, Violation};
 use crate::{
     event::{EventKey, EventLog},
     grant::{DiskGrant, Grant},
@@ -232,9 +232,8 @@ impl Outputs {
     }
 
     /// Looks after both outputs of a task from now on.
-    fn add(&self, task: &TaskPlace, grant: &Grant) {
+    fn add(&self, task: &TaskPlace, bound: Bound) {
         let sandbox = Sandbox::at(&task.sandbox);
-        let bound = Bound::of(&grant.disk);
         let mut watched = self.lock();
         watched.told.insert(task.id, Told { task: task.task.clone(), ..Told::default() });
         for path in [sandbox.stdout(), sandbox.stderr()] {
@@ -253,6 +252,16 @@ impl Outputs {
                     watched.unwatched.push(output);
                 }
             }
+        }
+    }
+
+    /// The task's grant has changed.
+    fn rebound(&self, cgroup_id: u64, bound: Bound) {
+        let mut watched = self.lock();
+        let Watched { outputs, unwatched, told } = &mut *watched;
+        for output in outputs.values_mut().chain(unwatched).filter(|o| o.cgroup_id == cgroup_id) {
+            output.bound = bound;
+            self.bound(output, told);
         }
     }
 
@@ -328,28 +337,24 @@ impl Isolator for Arc<Outputs> {
         Ok(())
     }
 
-    fn attach(&self, task: &TaskPlace, grant: &Grant, _process: Pid) -> Result<(), IsolateError> {
-        self.add(task, grant);
+    fn update(&self, _task: &TaskPlace, _before: &Grant, _after: &Grant) -> Result<(), IsolateError> {
+        // Seen by `watch`.
         Ok(())
     }
 
-    fn update(&self, task: &TaskPlace, before: &Grant, after: &Grant) -> Result<(), IsolateError> {
-        let bound = Bound::of(&after.disk);
-        if bound != Bound::of(&before.disk) {
-            let mut watched = self.lock();
-            let Watched { outputs, unwatched, told } = &mut *watched;
-            let of_task = outputs.values_mut().chain(unwatched).filter(|o| o.cgroup_id == task.id);
-            for output in of_task {
-                output.bound = bound;
-                self.bound(output, told);
+    /// Only here are both files there for certain, with a restarted agent too. Nothing is ever broken.
+    fn watch<'a>(&'a self, task: &'a TaskPlace, mut grants: Grants) -> Option<BoxFuture<'a, Violation>> {
+        Some(Box::pin(async move {
+            let bound = Bound::of(&grants.borrow_and_update().disk);
+            let (outputs, place) = (Arc::clone(self), task.clone());
+            blocking(move || outputs.add(&place, bound)).await;
+            while grants.changed().await.is_ok() {
+                let bound = Bound::of(&grants.borrow_and_update().disk);
+                let (outputs, cgroup_id) = (Arc::clone(self), task.id);
+                blocking(move || outputs.rebound(cgroup_id, bound)).await;
             }
-        }
-        Ok(())
-    }
-
-    fn recover(&self, task: &TaskPlace, grant: &Grant) -> Result<(), IsolateError> {
-        self.add(task, grant);
-        Ok(())
+            std::future::pending().await
+        }))
     }
 
     fn measure(&self, _task: &TaskPlace, _usage: &mut v1::TaskUsage) {}

@@ -61,6 +61,8 @@ impl Keeper {
                 self.end_stranger(cgroup);
             }
         }
+        // An agent that is restarted often would else never come to it.
+        self.sweep_sandboxes();
         Ok(())
     }
 

@@ -65,6 +65,13 @@ impl Task {
         self.mem_bytes(mib << 20)
     }
 
+    /// MiB of disk.
+    #[must_use]
+    pub fn disk_mib(mut self, mib: u64) -> Self {
+        self.resources().disk_bytes = mib << 20;
+        self
+    }
+
     /// These ports.
     #[must_use]
     pub fn ports(mut self, ports: &[u16]) -> Self {

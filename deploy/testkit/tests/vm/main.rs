@@ -5,6 +5,7 @@
 mod books;
 mod cpu;
 mod disk_io;
+mod disk_space;
 #[path = "../local/kill.rs"]
 mod kill;
 mod memory;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     // What was measured of tasks that burn CPU limits what is lent for a while, so `cpu` lends first.
     let tests = [
         cpu::tests(),
+        disk_space::tests(),
         memory::tests(),
         pids::tests(),
         ports::tests(),
