@@ -14,6 +14,7 @@ pub mod pidfd;
 pub mod pressure;
 pub mod probe;
 pub mod quota;
+pub mod quota_warnings;
 pub mod ready;
 pub mod spawn;
 mod stack;

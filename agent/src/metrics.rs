@@ -61,7 +61,7 @@ impl Metrics {
             limit_hits: IntCounterVec::new(
                 Opts::new(
                     "bulkhead_agent_limit_hits_total",
-                    "How often tasks ran into a limit: processes killed for memory, forks refused.",
+                    "How often tasks ran into a limit: processes killed for memory, forks refused, full sandboxes, outputs cut.",
                 ),
                 &["limit"],
             )?,

@@ -24,7 +24,7 @@ use crate::{
         cpu::Cpu,
         devices::{self, Devices},
         disk_io::{self, DiskIo},
-        disk_space::DiskSpace,
+        disk_space::{self, DiskSpace},
         memory::{Memory, MemorySetup},
         output::Outputs,
         pids::Pids,
@@ -37,6 +37,7 @@ use crate::{
         bpf::{self, DenialStream, DeviceKey, DeviceRules, ExitRecords, ForeignTimes, OomRecords, PortRules},
         core_scheduling, limits,
         probe::Features,
+        quota_warnings::QuotaWarnings,
     },
     launch::{Launcher, plan::Defaults, sandbox::Keep},
     link,
@@ -181,6 +182,9 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     metrics.feature("bpf_devices", bpf.devices.is_some());
     let allowed = config.allow_devices.clone();
     parts.push(Box::new(Devices::new(bpf.devices.clone(), allowed, Arc::clone(&events))));
+    if let Some(disk) = &disk {
+        tell_full_disks(disk, &events);
+    }
     let outputs = if features.has("punch_hole") { bound_outputs(&events) } else { None };
     let memory = MemorySetup {
         machine_bytes: machine.mem_bytes,
@@ -329,6 +333,16 @@ fn open_disk(config: &Config) -> Result<Arc<DiskSpace>, NodeError> {
         why,
     })?;
     Ok(Arc::new(DiskSpace::open(&config.work_dir, projects)?))
+}
+
+/// Sandboxes that are full become events.
+fn tell_full_disks(disk: &Arc<DiskSpace>, events: &Arc<EventLog>) {
+    match QuotaWarnings::open() {
+        Ok(warnings) => {
+            drop(tokio::spawn(disk_space::follow(Arc::clone(disk), warnings, Arc::clone(events))));
+        }
+        Err(error) => tracing::warn!(%error, "listen for full sandboxes: they are no events"),
+    }
 }
 
 /// Outputs that are cut as they grow, from now on. Without inotify they grow as far as the quota allows.

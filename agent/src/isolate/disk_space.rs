@@ -13,16 +13,23 @@ use std::{
     ops::RangeInclusive,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use bulkhead_proto::v1;
+use bulkhead_proto::v1::{self, EventKind};
 use bytesize::ByteSize;
 use nix::unistd::Pid;
 
 use super::{IsolateError, Isolator, TaskPlace};
 use crate::{
+    event::{EventKey, EventLog},
     grant::Grant,
-    kernel::quota::{self, ProjectDir, QuotaError, Record},
+    kernel::{
+        quota::{self, ProjectDir, QuotaError, Record},
+        quota_warnings::{QuotaWarnings, Warning},
+    },
+    offer::ledger::TaskKey,
+    unix_time_ms,
 };
 
 mod projects;
@@ -45,8 +52,21 @@ pub struct DiskSpace {
     /// Any directory of the file system.
     work_dir: ProjectDir,
     /// The projects of the tasks that run, by the ids of their cgroups.
-    running: Mutex<BTreeMap<u64, u32>>,
+    running: Mutex<BTreeMap<u64, Running>>,
+    /// As warnings name it.
+    device: u64,
 }
+
+#[derive(Debug)]
+struct Running {
+    project: u32,
+    task: TaskKey,
+    /// How often the kernel told of a refusal.
+    refused: u64,
+}
+
+/// Between two readings of warnings: what a flood of refusals says is the same each time.
+const TELL_EVERY: Duration = Duration::from_millis(50);
 
 impl DiskSpace {
     /// Gives out project ids of this range; other agents on the file system may have the same.
@@ -54,16 +74,14 @@ impl DiskSpace {
     /// # Errors
     /// When the work directory cannot be opened.
     pub fn open(work_dir: &Path, projects: RangeInclusive<u32>) -> Result<Self, QuotaError> {
-        Ok(Self {
-            projects: Projects::new(projects),
-            work_dir: ProjectDir::open(work_dir)?,
-            running: Mutex::new(BTreeMap::new()),
-        })
+        let work_dir = ProjectDir::open(work_dir)?;
+        let (projects, device) = (Projects::new(projects), work_dir.device()?);
+        Ok(Self { projects, work_dir, running: Mutex::new(BTreeMap::new()), device })
     }
 
     /// What the sandboxes of all running tasks hold, in bytes.
     pub fn used_bytes(&self) -> u64 {
-        let projects: Vec<u32> = self.running().values().copied().collect();
+        let projects: Vec<u32> = self.running().values().map(|r| r.project).collect();
         projects.iter().filter_map(|p| self.work_dir.record(*p).ok()).map(|record| record.bytes).sum()
     }
 
@@ -123,7 +141,42 @@ impl DiskSpace {
         Err(IsolateError::Refused(message))
     }
 
-    fn running(&self) -> MutexGuard<'_, BTreeMap<u64, u32>> {
+    /// From now on the task is one that runs.
+    fn run(&self, task: &TaskPlace, project: u32) {
+        self.running().insert(task.id, Running { project, task: task.task.clone(), refused: 0 });
+    }
+
+    /// What warnings mean for the tasks that run.
+    fn refused(&self, warnings: &[Warning]) -> Vec<(EventKey, u64, String)> {
+        let mut news: BTreeMap<u32, (u64, bool)> = BTreeMap::new();
+        for warning in warnings.iter().filter(|w| w.device == self.device) {
+            let (count, inodes) = news.entry(warning.project).or_default();
+            (*count, *inodes) = (*count + 1, warning.inodes);
+        }
+        let mut told = Vec::new();
+        for (cgroup_id, running) in self.running().iter_mut() {
+            let Some((count, inodes)) = news.get(&running.project) else { continue };
+            running.refused += count;
+            let key = EventKey {
+                task: running.task.clone(),
+                cgroup_id: *cgroup_id,
+                kind: EventKind::DiskFull,
+                protocol: v1::Protocol::Unspecified,
+                ip_version: 0,
+                port: 0,
+            };
+            let limits = self.work_dir.record(running.project).unwrap_or_default();
+            let limit = if *inodes {
+                format!("{} files", limits.max_inodes)
+            } else {
+                ByteSize::b(limits.max_bytes).to_string()
+            };
+            told.push((key, running.refused, format!("its sandbox is full at {limit}: ask for more disk")));
+        }
+        told
+    }
+
+    fn running(&self) -> MutexGuard<'_, BTreeMap<u64, Running>> {
         // Every change is one insertion or removal.
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -151,7 +204,7 @@ impl Isolator for Arc<DiskSpace> {
         let project = self.projects.take(&dir)?;
         walk::assign_all(&dir, project)?;
         dir.limit(project, grant.disk.bytes, grant.disk.inodes)?;
-        self.running().insert(task.id, project);
+        self.run(task, project);
         Ok(())
     }
 
@@ -186,7 +239,7 @@ impl Isolator for Arc<DiskSpace> {
 
     fn recover(&self, task: &TaskPlace, grant: &Grant) -> Result<(), IsolateError> {
         let (dir, project) = self.project_of(&task.sandbox)?;
-        self.running().insert(task.id, project);
+        self.run(task, project);
         Ok(dir.limit(project, grant.disk.bytes, grant.disk.inodes)?)
     }
 
@@ -208,6 +261,24 @@ impl Isolator for Arc<DiskSpace> {
         let dir = ProjectDir::open(sandbox)?;
         let project = dir.project()?;
         if self.projects.owns(project) { Ok(dir.limit(project, 0, 0)?) } else { Ok(()) }
+    }
+}
+
+/// Puts refusals into the log as the kernel tells of them. Ends only when they cannot be read.
+pub async fn follow(disk: Arc<DiskSpace>, mut warnings: QuotaWarnings, events: Arc<EventLog>) {
+    loop {
+        match warnings.next().await {
+            Ok(warnings) => {
+                for (key, count, message) in disk.refused(&warnings) {
+                    events.record(key, count, message, unix_time_ms());
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "read refusals at quotas from the kernel");
+                return;
+            }
+        }
+        tokio::time::sleep(TELL_EVERY).await;
     }
 }
 

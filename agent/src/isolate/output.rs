@@ -391,7 +391,7 @@ mod tests {
     #[test]
     fn the_rest_shrinks_with_the_room() {
         assert_eq!(rest(0), SHORTEST_REST);
-        assert_eq!(rest(FASTEST_BYTES_PER_SEC / 20), Duration::from_millis(50));
+        assert_eq!(rest(FASTEST_BYTES_PER_SEC / 16), Duration::from_micros(62_500));
         assert_eq!(rest(u64::MAX), LONGEST_REST);
     }
 

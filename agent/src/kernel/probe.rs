@@ -12,7 +12,7 @@ use super::{
     cgroupfs::{Cgroup, CgroupError, cgroup2_mount},
     core_scheduling, io_cost, landlock,
     pressure::MemoryTrigger,
-    quota, spawn,
+    quota, quota_warnings, spawn,
 };
 
 /// One thing that a kernel has or has not.
@@ -102,6 +102,12 @@ impl Features {
             }),
             "which of the host's files a task without an image reaches",
             "tasks that are to be confined are refused, unless they have an image",
+        ));
+        features.push(feature(
+            "quota_netlink",
+            quota_warnings::probe(),
+            "an event when a sandbox is full",
+            "full sandboxes are told only to their tasks",
         ));
         features.push(feature(
             "punch_hole",

@@ -9,7 +9,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd as _},
-        unix::fs::OpenOptionsExt as _,
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
 };
@@ -70,7 +70,7 @@ const FS_XFLAG_IMMUTABLE: u32 = 0x8;
 const FS_XFLAG_APPEND: u32 = 0x10;
 const FS_XFLAG_PROJINHERIT: u32 = 0x200;
 
-const PRJQUOTA: u32 = 2;
+pub(super) const PRJQUOTA: u32 = 2;
 const Q_GETQUOTA: u32 = 0x0080_0007;
 const Q_SETQUOTA: u32 = 0x0080_0008;
 const Q_XGETQSTATV: u32 = 0x5808;
@@ -171,6 +171,14 @@ impl ProjectDir {
     pub fn limit(&self, project: u32, max_bytes: u64, max_inodes: u64) -> Result<(), QuotaError> {
         set_limits(&self.file, project, max_bytes, max_inodes)
             .map_err(|e| self.failed("set the project quota below", e))
+    }
+
+    /// The number of its file system's device.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn device(&self) -> Result<u64, QuotaError> {
+        self.file.metadata().map(|m| m.dev()).map_err(|e| self.failed("look at", e))
     }
 
     /// Does its file system let CAP_SYS_RESOURCE write beyond a limit? ext4 does, XFS does not.

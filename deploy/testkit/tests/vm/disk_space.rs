@@ -180,6 +180,14 @@ async fn refuses(kind: Kind) -> Result<()> {
     // One that fills its sandbox takes nothing from another, and a restart of the agent nothing from the limit.
     framework.start(filler("hog", &["stay"])).await?;
     assert_eq!(filled(&on.cluster, &framework, "hog").await?.0, kind.refusal());
+    until("the event of a full disk", || async {
+        let asked = on.cluster.run_cli(&["events", "--json", "hog"]).await;
+        let events = asked.and_then(|said| said.json_lines()).map_err(|e| Verdict::Never(e.to_string()))?;
+        let told =
+            events.iter().any(|e| e["kind"] == "disk_full" && e["message"].to_string().contains("8.0 MiB"));
+        if told { Ok(()) } else { Err(Verdict::NotYet(format!("{events:?}"))) }
+    })
+    .await?;
     let wait = "while [ ! -e go ]; do sleep 0.05; done; exec python3 -ISc \"$0\" filled stay";
     let victim = Task::new("victim", ["sh", "-c", wait, FILL]).disk_mib(16);
     framework.start(victim.clone()).await?;
