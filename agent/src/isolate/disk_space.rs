@@ -164,6 +164,7 @@ impl DiskSpace {
                 protocol: v1::Protocol::Unspecified,
                 ip_version: 0,
                 port: 0,
+                object: String::new(),
             };
             let limits = self.work_dir.record(running.project).unwrap_or_default();
             let limit = if *inodes {

@@ -120,6 +120,8 @@ impl OnDisk {
 /// Python: writes blocks of 4 KiB to the file of its name until that is refused, says by what, and waits.
 const FILL: &str = "\
 import errno, os, sys, time
+# The output counts too: its first block must be there before the rest is gone.
+print('filled:', end=' ', flush=True)
 f = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
 total = 0
 try:
@@ -140,7 +142,8 @@ fn filler(id: &str, more: &[&str]) -> Task {
 /// What [`FILL`] printed: the error's name and the bytes before it.
 async fn filled(cluster: &Cluster, framework: &Framework, id: &str) -> Result<(String, u64)> {
     let said = cluster.stdout_until(framework, id, "\n").await?;
-    let (name, total) = said.trim().split_once(' ').with_context(|| format!("of {id}: {said:?}"))?;
+    let said = said.trim().trim_start_matches("filled: ");
+    let (name, total) = said.split_once(' ').with_context(|| format!("of {id}: {said:?}"))?;
     Ok((name.to_owned(), total.parse()?))
 }
 
@@ -169,7 +172,7 @@ async fn refuses(kind: Kind) -> Result<()> {
     assert!(total <= limit && total + (128 << 10) >= limit, "{total} bytes were written");
 
     // The sandbox, its working directory and the two outputs are files too.
-    let touch = "i=0; while : >f$i; do i=$((i+1)); done 2>/dev/null; echo $i";
+    let touch = "i=0; while true >f$i; do i=$((i+1)); done 2>/dev/null; echo $i";
     let few = Task::shell("files", touch).disk_mib(20).granted(|g| {
         g.disk = Some(DiskOptions { inodes: 50, ..DiskOptions::default() });
     });
