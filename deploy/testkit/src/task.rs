@@ -1,6 +1,6 @@
 //! Tasks to launch, from what matters about them.
 
-use bulkhead_proto::v1::{Grant, PortRange, ResourceClass, Resources, TaskSpec};
+use bulkhead_proto::v1::{CpuOptions, Grant, PortRange, ResourceClass, Resources, TaskSpec};
 
 /// A task with a small grant unless it says otherwise: 0.4 CPUs and 64 MiB.
 #[derive(Clone, Debug)]
@@ -91,6 +91,13 @@ impl Task {
     #[must_use]
     pub fn cpu_burst(mut self) -> Self {
         self.grant().cpu_burst = true;
+        self
+    }
+
+    /// How its CPU is held.
+    #[must_use]
+    pub fn cpu(mut self, set: impl FnOnce(&mut CpuOptions)) -> Self {
+        set(self.grant().cpu.get_or_insert_default());
         self
     }
 

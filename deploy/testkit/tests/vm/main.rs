@@ -3,6 +3,7 @@
 //! A new test is one function, named in the list at the top of its file.
 
 mod books;
+mod cores;
 mod cpu;
 mod disk_io;
 mod disk_space;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         disk_io::tests(),
         books::tests(),
         resize::tests(),
+        cores::tests(),
         traces::tests(),
     ];
     harness::run(unfit, tests.into_iter().flatten().collect(), || harness::block_on(CLUSTER.finish()))
