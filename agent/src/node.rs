@@ -500,7 +500,8 @@ pub async fn cleanup(config: &Config) -> Result<(), NodeError> {
         let root = tree.root.clone();
         root.kill().map_err(NodeError::Tree)?;
         root.wait_empty().await.map_err(NodeError::Tree)?;
-        if let Err(error) = cores::forget(&tree) {
+        let topology = Topology::read(Path::new(topology::SYSFS)).unwrap_or_default();
+        if let Err(error) = cores::forget(&tree, topology.possible()) {
             tracing::warn!(error = crate::error_chain(&error), "give exclusive cores back to the host");
         }
         root.remove().map_err(NodeError::Tree)?;

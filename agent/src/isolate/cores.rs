@@ -34,6 +34,8 @@ pub use cpusets::forget;
 use cpusets::{Cpusets, Held, Partition};
 use placement::place;
 
+const CPUS: &str = "cpuset.cpus";
+
 /// Needs the cpuset controller; without it, tasks that ask for cores of their own are refused.
 pub struct Cores {
     /// Why no cores can be given out here.
@@ -69,7 +71,7 @@ impl Cores {
         let unfit = if tree.has("cpuset") { None } else { Some(no_cpusets.to_owned()) };
         let unfit = unfit.or_else(|| topology.as_ref().err().cloned());
         let topology = topology.unwrap_or_default();
-        let cpusets = Cpusets::new(tree.clone(), topology.cpus(), keep_system_off);
+        let cpusets = Cpusets::new(tree.clone(), topology.possible().clone(), keep_system_off);
         let books = if unfit.is_none() { find_owners(&cpusets)? } else { Books::new() };
         let cores = Self { unfit, topology, cpusets, foreign, books: Mutex::new(books) };
         if cores.unfit.is_none() {
@@ -248,6 +250,20 @@ fn write_set(cgroup: &Cgroup, file: &str, set: &CpuSet) -> Done {
     // An empty write(2) would be none.
     let text = if set.is_empty() { "\n".to_owned() } else { set.to_string() };
     cgroup.write(file, &text)
+}
+
+/// Lets a cgroup use all CPUs again. One with processes may not go back to an empty set; all there are is the same.
+fn release(cgroup: &Cgroup, all: &CpuSet) -> Done {
+    let set = read_set(cgroup, CPUS)?;
+    if set.is_empty() || set == *all {
+        return Ok(());
+    }
+    match cgroup.write(CPUS, "\n") {
+        Err(CgroupError::Io { source, .. }) if source.raw_os_error() == Some(libc::ENOSPC) => {
+            write_set(cgroup, CPUS, all)
+        }
+        other => other,
+    }
 }
 
 fn read_set(cgroup: &Cgroup, file: &str) -> Result<CpuSet, CgroupError> {

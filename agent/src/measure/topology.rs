@@ -25,6 +25,7 @@ pub struct Core {
 pub struct Topology {
     cores: Vec<Core>,
     memory_nodes: CpuSet,
+    possible: CpuSet,
 }
 
 /// The description cannot be read.
@@ -80,7 +81,8 @@ impl Topology {
         }
         let with_memory = first_list(&sys.join("node"), ["has_memory", "has_normal_memory"])?;
         let memory_nodes = with_memory.unwrap_or_else(|| nodes.keys().copied().collect());
-        Ok(Self { cores, memory_nodes })
+        let possible = list(&cpu_dir.join("possible"))?.unwrap_or_default().union(&online);
+        Ok(Self { cores, memory_nodes, possible })
     }
 
     /// All cores with a CPU that is online.
@@ -91,6 +93,11 @@ impl Topology {
     /// All CPUs that are online.
     pub fn cpus(&self) -> CpuSet {
         self.cores.iter().flat_map(|core| core.cpus.iter()).collect()
+    }
+
+    /// All CPUs that are or may come online.
+    pub fn possible(&self) -> &CpuSet {
+        &self.possible
     }
 
     /// The memory nodes next to these CPUs; empty where they have no memory, or the machine has no nodes.
@@ -182,7 +189,8 @@ pub(crate) mod tests {
         };
         let cores: Vec<_> = cores.into_iter().map(core).collect();
         let memory_nodes = cores.iter().map(|c| c.node).collect();
-        Topology { cores, memory_nodes }
+        let possible = cores.iter().flat_map(|c| c.cpus.iter()).collect();
+        Topology { cores, memory_nodes, possible }
     }
 
     #[test]

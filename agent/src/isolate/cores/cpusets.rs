@@ -1,7 +1,7 @@
 //! The cpuset files of the tree, written so that at no moment two tasks may run on one exclusive core.
 //!
 //! ```text
-//! agent, guaranteed, revocable    cpuset.cpus = all but the exclusive cores; empty (all) while there are none
+//! agent, guaranteed, revocable    cpuset.cpus = all but the exclusive cores; all, or empty, while there are none
 //! exclusive/<task>                cpuset.cpus = its cores, cpuset.mems = their memory nodes
 //! ```
 //!
@@ -12,7 +12,7 @@
 //!
 //! Source: the kernel's `Documentation/admin-guide/cgroup-v2.rst`, Cpuset.
 
-use super::{Done, host, read_set, write_set};
+use super::{CPUS, Done, host, read_set, release, write_set};
 use crate::{
     isolate::{
         IsolateError,
@@ -24,7 +24,6 @@ use crate::{
     },
 };
 
-const CPUS: &str = "cpuset.cpus";
 const MEMS: &str = "cpuset.mems";
 const EXCLUSIVE: &str = "cpuset.cpus.exclusive";
 const PARTITION: &str = "cpuset.cpus.partition";
@@ -153,21 +152,20 @@ impl Cpusets {
 
     /// Keeps all tasks that share cores, the agent and, where the kernel does not do so, the host off these.
     fn share_all_but(&self, taken: &CpuSet) -> Done {
-        let nothing = CpuSet::default();
-        let rest = if taken.is_empty() { nothing.clone() } else { self.all.difference(taken) };
+        let rest = self.all.difference(taken);
         let sharing = [
             self.tree.agent_leaf(),
             self.tree.branch(Branch::Guaranteed),
             self.tree.branch(Branch::Revocable),
         ];
         for cgroup in &sharing {
-            write_set(cgroup, CPUS, &rest)?;
+            if taken.is_empty() { release(cgroup, &self.all)? } else { write_set(cgroup, CPUS, &rest)? }
         }
         if self.has_partitions {
             return Ok(());
         }
         // Switched off, what an earlier agent restricted is given back.
-        host::restrict(&self.tree, if self.keep_system_off { &rest } else { &nothing })
+        host::restrict(&self.tree, if self.keep_system_off { &rest } else { &self.all }, &self.all)
     }
 
     /// Lets the cgroups above the tasks hand these CPUs to partitions, and no others.
@@ -209,13 +207,13 @@ fn make_partition(task: &Cgroup, partition: Partition) -> Result<(), IsolateErro
     }
 }
 
-/// Gives back what was taken from the rest of the host. For `cleanup`, before the tree itself is removed and after its
+/// Gives back what was taken from the rest of the host, which may use `all` CPUs then. For `cleanup`, before the tree itself is removed and after its
 /// last process has ended.
 ///
 /// # Errors
 /// The file that could not be written.
-pub fn forget(tree: &Tree) -> Done {
-    let cpusets = Cpusets::new(tree.clone(), CpuSet::default(), true);
+pub fn forget(tree: &Tree, all: &CpuSet) -> Done {
+    let cpusets = Cpusets::new(tree.clone(), all.clone(), true);
     if !tree.branch(Branch::Exclusive).has(CPUS) {
         return Ok(());
     }
@@ -226,5 +224,5 @@ pub fn forget(tree: &Tree) -> Done {
         }
     }
     cpusets.reserve(&CpuSet::default())?;
-    if cpusets.has_partitions { Ok(()) } else { host::restrict(tree, &CpuSet::default()) }
+    if cpusets.has_partitions { Ok(()) } else { host::restrict(tree, all, all) }
 }

@@ -1,7 +1,7 @@
 //! Keeps the rest of the host off exclusive cores where the kernel cannot do it by itself.
 //!
 //! The cgroups beside the agent's tree (system.slice, user.slice, ...) get a cpuset of the other cores. Only those
-//! whose cpuset is empty, which means that nobody has decided about it; each carries a mark with what was written, so
+//! whose cpuset is empty or has all of them, which means that nobody has decided about it; each carries a mark with what was written, so
 //! that whoever comes after a crash of the agent tells it from the operator's own, and empties it again. The marks
 //! live and end with the cgroups.
 //!
@@ -11,7 +11,7 @@ use std::io;
 
 use rustix::fs::{XattrFlags, getxattr, removexattr, setxattr};
 
-use super::{Done, read_set, write_set};
+use super::{CPUS, Done, read_set, release, write_set};
 use crate::{
     isolate::tree::Tree,
     kernel::{
@@ -20,19 +20,19 @@ use crate::{
     },
 };
 
-const CPUS: &str = "cpuset.cpus";
 /// An extended attribute of the cgroup's directory.
 const MARK: &str = "trusted.bulkhead_cpus";
 /// Longer than any list of CPUs that is worth writing.
 const MARK_BYTES: usize = 4096;
 
-/// Restricts every cgroup beside the way to the tree to `rest`; an empty set gives all back.
-pub(super) fn restrict(tree: &Tree, rest: &CpuSet) -> Done {
+/// Restricts every cgroup beside the way to the tree to `rest` of `all` CPUs; where that is all of them, what was
+/// taken is given back.
+pub(super) fn restrict(tree: &Tree, rest: &CpuSet, all: &CpuSet) -> Done {
     let way = tree.path_from_mount();
     let mut level = tree.mount();
     for own in &way {
         for beside in level.children()?.into_iter().filter(|c| c != own && c.has(CPUS)) {
-            if let Err(error) = restrict_one(&beside, rest) {
+            if let Err(error) = restrict_one(&beside, rest, all) {
                 // It may have gone away, and what is left is counted as foreign time.
                 let cgroup = beside.path().display();
                 tracing::warn!(%cgroup, error = crate::error_chain(&error), "keep it off exclusive cores");
@@ -43,10 +43,10 @@ pub(super) fn restrict(tree: &Tree, rest: &CpuSet) -> Done {
     Ok(())
 }
 
-fn restrict_one(cgroup: &Cgroup, rest: &CpuSet) -> Done {
+fn restrict_one(cgroup: &Cgroup, rest: &CpuSet, all: &CpuSet) -> Done {
     let is = read_set(cgroup, CPUS)?;
     let ours = mark(cgroup);
-    if !is.is_empty() && !ours.contains(&is) {
+    if !is.is_empty() && is != *all && !ours.contains(&is) {
         return Ok(());
     }
     let failed = |op: &str| {
@@ -57,8 +57,8 @@ fn restrict_one(cgroup: &Cgroup, rest: &CpuSet) -> Done {
             source: io::Error::from(errno),
         }
     };
-    if rest.is_empty() {
-        write_set(cgroup, CPUS, rest)?;
+    if rest == all {
+        release(cgroup, all)?;
         return match removexattr(cgroup.path(), MARK) {
             Err(errno) if !ours.is_empty() => Err(failed("remove")(errno)),
             _ => Ok(()),
