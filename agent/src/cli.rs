@@ -147,9 +147,21 @@ struct Settings {
     /// Let tasks have files of this directory of the host, which the agent reads as root; may be given several times
     #[arg(long = "artifact-dir", value_name = "DIR", global = true)]
     artifact_dirs: Vec<PathBuf>,
-    /// Let tasks run as root: only for frameworks that are trusted
+    /// Let tasks run as root without a user namespace: only for frameworks that are trusted
     #[arg(long, global = true)]
     allow_root_tasks: bool,
+    /// Let tasks choose the profile trusted, or weaken the fences of theirs
+    #[arg(long, global = true)]
+    allow_trusted_tasks: bool,
+    /// Profile of tasks that name none: default or trusted [default: default]
+    #[arg(long, value_name = "PROFILE", global = true)]
+    default_profile: Option<String>,
+    /// Path that tasks without an image may read and execute below; may be given several times
+    #[arg(long = "readable-path", value_name = "PATH", global = true)]
+    readable_paths: Vec<PathBuf>,
+    /// Directory that tasks may have as a volume, or below; may be given several times
+    #[arg(long = "volume-dir", value_name = "DIR", global = true)]
+    volume_dirs: Vec<PathBuf>,
 }
 
 fn attribute(text: &str) -> Result<(String, String), String> {
@@ -180,7 +192,8 @@ impl Settings {
             disk_model,
             disk_offer_percent,
             measure_strangers,
-            task_user
+            task_user,
+            default_profile
         );
         config.attributes.extend(self.attributes);
         config.artifact_dirs.extend(self.artifact_dirs);
@@ -188,6 +201,9 @@ impl Settings {
             config.allow_unenforced = self.allow_unenforced;
         }
         config.allow_root_tasks |= self.allow_root_tasks;
+        config.allow_trusted_tasks |= self.allow_trusted_tasks;
+        config.readable_paths.extend(self.readable_paths);
+        config.volume_dirs.extend(self.volume_dirs);
         config.check()?;
         Ok(config)
     }

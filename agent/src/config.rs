@@ -14,6 +14,8 @@ use bulkhead_stage::StageConfig;
 use bytesize::ByteSize;
 use serde::Deserialize;
 
+use crate::launch::confine::{Profile, WAIVABLE, plain_absolute};
+
 use crate::grant::MIN_DISK_BYTES;
 
 /// Everything that can be set in the file. Most of it has a flag of the same name, with dashes.
@@ -65,11 +67,19 @@ pub struct Config {
     pub keep_system_off_exclusive_cores: bool,
     /// Whom tasks run as that name no user.
     pub task_user: String,
-    /// May tasks run as root? A root task can undo most limits, so only for frameworks that are trusted.
+    /// May tasks run as root without a user namespace? Only for frameworks that are trusted.
     pub allow_root_tasks: bool,
     /// Devices that tasks may be granted, by their paths below /dev; a `*` at the end stands for any rest. None by
     /// default: most devices lead out of every other limit.
     pub allow_devices: Vec<String>,
+    /// May tasks be trusted, or weaken the fences of their profile?
+    pub allow_trusted_tasks: bool,
+    /// The profile of tasks that name none: default or trusted.
+    pub default_profile: String,
+    /// Host paths that tasks without an image may read and execute below, besides the system's directories.
+    pub readable_paths: Vec<PathBuf>,
+    /// Volumes of tasks are these directories, or lie below them.
+    pub volume_dirs: Vec<PathBuf>,
     /// Processes and threads of a task that names no number. A JVM with 500 threads fits; a fork bomb ends early.
     pub default_pids_max: u64,
     /// Sandbox of a task that asks for no disk, where quotas hold it to that. It is booked like one that was asked for.
@@ -129,6 +139,10 @@ impl Default for Config {
             task_user: "nobody".into(),
             allow_root_tasks: false,
             allow_devices: Vec::new(),
+            allow_trusted_tasks: false,
+            default_profile: "default".into(),
+            readable_paths: Vec::new(),
+            volume_dirs: Vec::new(),
             default_pids_max: 1024,
             default_disk: ByteSize::mib(256),
             default_output: ByteSize::mib(64),
@@ -179,8 +193,8 @@ pub enum ConfigError {
     },
 }
 
-/// Kinds that `allow_unenforced` takes.
-pub const KINDS: [&str; 6] = ["cpu", "mem", "pids", "ports", "disk", "disk_io"];
+/// Kinds that `allow_unenforced` takes, and fences that tasks then go without.
+pub const KINDS: [&str; 8] = ["cpu", "mem", "pids", "ports", "disk", "disk_io", WAIVABLE[0], WAIVABLE[1]];
 /// Where `calibrate-disk` leaves its model for the agent, in the work directory.
 pub const DISK_MODEL: &str = "disk-model.toml";
 
@@ -230,6 +244,19 @@ impl Config {
                 path.clone(),
                 "write a path below /dev, such as /dev/fuse or /dev/nvidia*",
             );
+        }
+        match self.default_profile.parse() {
+            Ok(Profile::Trusted) if !self.allow_trusted_tasks => {
+                let why = "it needs allow_trusted_tasks";
+                return bad("default_profile", self.default_profile.clone(), why);
+            }
+            Ok(_) => {}
+            Err(e) => return bad("default_profile", self.default_profile.clone(), &e.to_string()),
+        }
+        for (key, paths) in [("readable_paths", &self.readable_paths), ("volume_dirs", &self.volume_dirs)] {
+            if let Some(path) = paths.iter().find(|path| plain_absolute(path).is_none()) {
+                return bad(key, path.display().to_string(), "write an absolute path without ..");
+            }
         }
         if !self.cpus.is_finite() || self.cpus < 0.0 {
             return bad("cpus", self.cpus.to_string(), "give a number of CPUs, or 0 for all");
@@ -356,6 +383,12 @@ mod tests {
         assert!(refused(Config { cgroup_root: "../x".into(), ..Config::default() }).contains("cgroup_root"));
         let disk = Config { allow_devices: vec!["sda".into()], ..Config::default() };
         assert!(refused(disk).contains("/dev/fuse"));
+        let trusted = Config { default_profile: "trusted".into(), ..Config::default() };
+        assert!(refused(trusted.clone()).contains("allow_trusted_tasks"));
+        Config { allow_trusted_tasks: true, ..trusted }.check().unwrap();
+        assert!(refused(Config { default_profile: "lax".into(), ..Config::default() }).contains("lax"));
+        let relative = vec!["data".into()];
+        assert!(refused(Config { volume_dirs: relative, ..Config::default() }).contains("volume_dirs"));
         let everywhere = SocketAddr::from(([0, 0, 0, 0], 5051));
         assert!(refused(Config { listen: everywhere, ..Config::default() }).contains("advertise"));
         assert!(refused(Config { advertise: "x".into(), ..Config::default() }).contains("HOST:PORT"));

@@ -164,14 +164,14 @@ impl Isolators {
         Self { parts }
     }
 
-    /// Sets every limit of the grant.
-    ///
-    /// # Errors
-    /// The first part that failed, by name. The caller cleans up.
-    pub fn prepare(&self, task: &TaskPlace, grant: &Grant) -> Result<(), (&'static str, Box<IsolateError>)> {
-        self.parts
-            .iter()
-            .try_for_each(|part| part.prepare(task, grant).map_err(|e| (part.part(), Box::new(e))))
+    /// The parts, in the order they prepare.
+    pub fn parts(&self) -> impl ExactSizeIterator<Item = &dyn Isolator> {
+        self.parts.iter().map(|part| &**part)
+    }
+
+    /// One of the parts; `None` past the last.
+    pub fn part(&self, index: usize) -> Option<&dyn Isolator> {
+        self.parts.get(index).map(|part| &**part)
     }
 
     /// Tells every part of the task's first process.

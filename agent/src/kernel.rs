@@ -10,6 +10,7 @@ pub mod cpu_set;
 pub mod io_cost;
 pub mod landlock;
 pub mod limits;
+pub mod mounts;
 pub mod pidfd;
 pub mod pressure;
 pub mod probe;

@@ -1,11 +1,20 @@
 //! From an accepted task to a running program: a pure plan, and an executor that undoes what it began.
 
 pub mod capability;
+pub mod child;
+pub mod confine;
 pub mod execute;
+pub mod faults;
+pub mod host_parts;
+pub mod image;
 pub mod plan;
 mod removal;
+pub mod rlimit;
 pub mod sandbox;
 pub mod seccomp;
+mod undo;
+pub mod view;
+pub mod volume;
 
 pub use execute::{LaunchError, Launcher, Running};
 pub use plan::{Plan, PlanError};

@@ -35,11 +35,19 @@ use crate::{
     keeper::{Keeper, Parts, RecoverError},
     kernel::{
         bpf::{self, DenialStream, DeviceKey, DeviceRules, ExitRecords, ForeignTimes, OomRecords, PortRules},
+        cgroupfs::cgroup2_mount,
         core_scheduling, limits,
         probe::Features,
         quota_warnings::QuotaWarnings,
     },
-    launch::{Launcher, plan::Defaults, sandbox::Keep},
+    launch::{
+        self, Launcher,
+        confine::{ConfineError, FENCES, Rules},
+        host_parts::HostPartsError,
+        plan::Defaults,
+        sandbox::Keep,
+        view::HostParts,
+    },
     link,
     measure::{
         DiskUse, NodeCapacity, NodeSampler,
@@ -92,6 +100,9 @@ pub enum NodeError {
     /// The quotas of the work directory.
     #[error(transparent)]
     Quota(#[from] crate::kernel::quota::QuotaError),
+    /// What tasks' files are mounted from.
+    #[error(transparent)]
+    HostParts(#[from] HostPartsError),
     /// The kernel's counters.
     #[error(transparent)]
     Measure(#[from] crate::measure::node::MeasureError),
@@ -196,13 +207,15 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     };
     let isolators =
         Arc::new(isolators(parts, &tree, &bpf, disk.as_ref(), outputs.as_ref(), &events, memory)?);
-    let launcher = Launcher::new(
-        tree.clone(),
-        Arc::clone(&isolators),
-        bpf.exits.clone(),
-        config.work_dir.clone(),
-        config.allow_root_tasks,
-    );
+    let host_parts = HostParts::make(&config.work_dir, &cgroup2_mount().map_err(NodeError::Tree)?)?;
+    let launcher = Launcher::new(launch::execute::Parts {
+        tree: tree.clone(),
+        isolators: Arc::clone(&isolators),
+        exits: bpf.exits.clone(),
+        work_dir: config.work_dir.clone(),
+        host_parts,
+        allow_root: config.allow_root_tasks,
+    });
     let (mut keeper, messages) = Keeper::new(Parts {
         ledger: ledger(&config, machine, &disk_measured, &enforced)?,
         reporter: Reporter::new(enforced, Duration::from_millis(config.report_every_ms)),
@@ -212,7 +225,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         journal,
         events: Arc::clone(&events),
         metrics: Arc::clone(&metrics),
-        defaults: defaults(&config, disk.is_some()),
+        defaults: defaults(&config, disk.is_some(), &features)?,
         history: config.sandbox_keep_count,
         keep: keep(&config),
         work_dir: config.work_dir.clone(),
@@ -468,8 +481,14 @@ fn info(config: &Config, listening: String) -> Result<AgentInfo, NodeError> {
     })
 }
 
-fn defaults(config: &Config, disk_is_held: bool) -> Defaults {
-    Defaults {
+fn defaults(config: &Config, disk_is_held: bool, features: &Features) -> Result<Defaults, ConfigError> {
+    let profile = config.default_profile.parse().map_err(|e: ConfineError| ConfigError::Value {
+        key: "default_profile",
+        value: config.default_profile.clone(),
+        why: e.to_string(),
+    })?;
+    let lacks = features.features.iter().filter(|f| FENCES.contains(&f.name) && !f.available);
+    Ok(Defaults {
         user: config.task_user.clone(),
         grant: GrantDefaults {
             pids_max: config.default_pids_max,
@@ -479,7 +498,15 @@ fn defaults(config: &Config, disk_is_held: bool) -> Defaults {
             stall_for: Duration::from_millis(config.mem_stall_ms),
         },
         kill_grace: config.kill_grace(),
-    }
+        rules: Rules {
+            profile,
+            allow_trusted: config.allow_trusted_tasks,
+            readable_paths: config.readable_paths.clone(),
+            volume_dirs: config.volume_dirs.clone(),
+            lacks: lacks.map(|f| (f.name, f.detail.clone())).collect(),
+            waived: config.allow_unenforced.iter().cloned().collect(),
+        },
+    })
 }
 
 fn keep(config: &Config) -> Keep {

@@ -1,8 +1,14 @@
-//! User names become ids here.
+//! User names become ids here: the host's, and those of an image.
 
-use nix::unistd::{Gid, Uid, User, getgrouplist};
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
-use crate::kernel::spawn::Identity;
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+
+use crate::{kernel::spawn::Identity, launch::image::RootImage};
 
 /// Nobody a task can run as.
 #[derive(Debug, thiserror::Error)]
@@ -10,39 +16,148 @@ pub enum UserError {
     /// Not in the user database.
     #[error("there is no user {0:?} on this host: create it, or name another with --user")]
     Unknown(String),
+    /// Not in the image's user database.
+    #[error("there is no user {0:?} in the image: name one of its own, or a number")]
+    UnknownInImage(String),
+    /// Not in the group database.
+    #[error("there is no group {0:?}")]
+    UnknownGroup(String),
+    /// A group that the user is not in.
+    #[error(
+        "user {user:?} is not in group {group:?}: leave it out, or set allow_trusted_tasks in the agent's configuration"
+    )]
+    ForeignGroup {
+        /// Whom the task runs as.
+        user: String,
+        /// Which group it asked for.
+        group: String,
+    },
     /// The user database did not answer.
-    #[error("look up user {name:?}")]
+    #[error("look up {name:?}")]
     Lookup {
         /// Who was looked for.
         name: String,
         /// Why.
-        source: nix::Error,
+        source: std::io::Error,
     },
     /// Root, which the agent was not told to allow.
     #[error(
-        "tasks may not run as {0:?} here: name another user, or set allow_root_tasks in the agent's configuration"
+        "tasks may not run as {0:?} here: name another user, give the task a user namespace, or set allow_root_tasks in the agent's configuration"
     )]
     Root(String),
 }
 
-/// The ids and groups of a user, by name or by number. May ask the network (NSS), so it blocks.
-///
-/// # Errors
-/// [`UserError`].
-pub fn resolve(name: &str, allow_root: bool) -> Result<Identity, UserError> {
-    let lookup = |source| UserError::Lookup { name: name.into(), source };
+/// How long an answer of the user database is used again. It may come over a network, and every launch needs it.
+const FRESH: Duration = Duration::from_secs(10);
+/// Answers that are kept.
+const CACHED: usize = 1024;
+
+/// The host's user database, asked once for what is asked often. May ask the network (NSS), so it blocks.
+#[derive(Debug, Default)]
+pub struct Users {
+    known: Mutex<HashMap<String, (Instant, Identity)>>,
+}
+
+impl Users {
+    /// The ids and groups of a user of the host, by name or by number.
+    ///
+    /// # Errors
+    /// [`UserError::Unknown`], [`UserError::Lookup`].
+    pub fn host(&self, name: &str) -> Result<Identity, UserError> {
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, identity)) = known().get(name).filter(|(at, _)| at.elapsed() < FRESH) {
+            return Ok(identity.clone());
+        }
+        let identity = look_up(name)?;
+        let mut known = known();
+        if known.len() >= CACHED {
+            known.clear();
+        }
+        known.insert(name.to_owned(), (Instant::now(), identity.clone()));
+        Ok(identity)
+    }
+}
+
+fn look_up(name: &str) -> Result<Identity, UserError> {
+    let lookup = |source: nix::Error| UserError::Lookup { name: name.into(), source: source.into() };
     let found = match name.parse::<u32>() {
         Ok(uid) => User::from_uid(Uid::from_raw(uid)),
         Err(_) => User::from_name(name),
     };
     let user = found.map_err(lookup)?.ok_or_else(|| UserError::Unknown(name.into()))?;
-    if user.uid.is_root() && !allow_root {
-        return Err(UserError::Root(name.into()));
-    }
     let cname = std::ffi::CString::new(user.name.as_str()).map_err(|_| UserError::Unknown(name.into()))?;
     let groups = getgrouplist(&cname, user.gid).map_err(lookup)?;
     let groups = groups.into_iter().map(Gid::as_raw).collect();
     Ok(Identity { uid: user.uid.as_raw(), gid: user.gid.as_raw(), groups })
+}
+
+/// The id of a group of the host, by name or by number.
+///
+/// # Errors
+/// [`UserError::UnknownGroup`], [`UserError::Lookup`].
+pub fn host_group(name: &str) -> Result<u32, UserError> {
+    if let Ok(gid) = name.parse() {
+        return Ok(gid);
+    }
+    let found = Group::from_name(name)
+        .map_err(|source| UserError::Lookup { name: name.into(), source: source.into() })?;
+    found.map(|group| group.gid.as_raw()).ok_or_else(|| UserError::UnknownGroup(name.into()))
+}
+
+/// The ids and groups of `USER[:GROUP]` by the databases of an image. A number needs no entry there.
+///
+/// # Errors
+/// [`UserError::UnknownInImage`], [`UserError::UnknownGroup`], and [`UserError::Lookup`] where a layer cannot be read.
+pub fn in_image(image: &RootImage, spec: &str) -> Result<Identity, UserError> {
+    let read = |path: &str| {
+        let text = image.read(path).map_err(|source| UserError::Lookup { name: spec.into(), source })?;
+        Ok(text.unwrap_or_default())
+    };
+    resolve(spec, &read("etc/passwd")?, &read("etc/group")?)
+}
+
+/// The id of a group of an image, by name or by number.
+///
+/// # Errors
+/// As [`in_image`].
+pub fn image_group(image: &RootImage, name: &str) -> Result<u32, UserError> {
+    let text = image.read("etc/group").map_err(|source| UserError::Lookup { name: name.into(), source })?;
+    group_in(name, &text.unwrap_or_default())
+}
+
+fn resolve(spec: &str, passwd: &str, group: &str) -> Result<Identity, UserError> {
+    let (user, wanted_group) = match spec.split_once(':') {
+        Some((user, group)) => (user, Some(group).filter(|g| !g.is_empty())),
+        None => (spec, None),
+    };
+    let number: Option<u32> = user.parse().ok();
+    let mut entries = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let entry = entries.find_map(|fields| {
+        let [name, _, uid, gid, ..] = fields[..] else { return None };
+        let (uid, gid) = (uid.parse::<u32>().ok()?, gid.parse::<u32>().ok()?);
+        (name == user || number == Some(uid)).then(|| (name.to_owned(), uid, gid))
+    });
+    let (name, uid, primary) = match (entry, number) {
+        (Some(entry), _) => entry,
+        (None, Some(uid)) => (String::new(), uid, 0),
+        (None, None) => return Err(UserError::UnknownInImage(user.into())),
+    };
+    let gid = wanted_group.map_or(Ok(primary), |name| group_in(name, group))?;
+    let member = |line: &str| {
+        let [_, _, gid, members] = line.splitn(4, ':').collect::<Vec<_>>()[..] else { return None };
+        (!name.is_empty() && members.split(',').any(|m| m == name)).then(|| gid.parse::<u32>().ok())?
+    };
+    // A group that is named stands alone, as with other engines.
+    let more = group.lines().filter(|_| wanted_group.is_none()).filter_map(member).filter(|g| *g != gid);
+    Ok(Identity { uid, gid, groups: [gid].into_iter().chain(more).collect() })
+}
+
+fn group_in(name: &str, database: &str) -> Result<u32, UserError> {
+    let entry = database.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
+    });
+    entry.or_else(|| name.parse().ok()).ok_or_else(|| UserError::UnknownGroup(name.into()))
 }
 
 #[cfg(test)]
@@ -51,16 +166,35 @@ mod tests {
 
     #[test]
     fn names_and_numbers_mean_the_same() {
-        assert_eq!(resolve("root", true).unwrap(), resolve("0", true).unwrap());
-        assert_eq!(resolve("root", true).unwrap().uid, 0);
+        let users = Users::default();
+        assert_eq!(users.host("root").unwrap(), users.host("0").unwrap());
+        assert_eq!(users.host("root").unwrap().uid, 0);
+        assert_eq!(host_group("root").unwrap(), 0);
+        assert_eq!(host_group("12345").unwrap(), 12345);
     }
 
     #[test]
-    fn who_is_not_there_or_not_allowed_is_named() {
-        assert!(
-            matches!(resolve("no-such-user-here", true), Err(UserError::Unknown(n)) if n == "no-such-user-here")
-        );
-        assert!(matches!(resolve("4000000000", true), Err(UserError::Unknown(_))));
-        assert!(matches!(resolve("root", false), Err(UserError::Root(_))));
+    fn who_is_not_there_is_named() {
+        let users = Users::default();
+        for name in ["no-such-user-here", "4000000000"] {
+            assert!(matches!(users.host(name), Err(UserError::Unknown(n)) if n == name));
+        }
+        assert!(matches!(host_group("no-such-group"), Err(UserError::UnknownGroup(_))));
+    }
+
+    #[test]
+    fn an_image_has_users_of_its_own() {
+        let passwd = "root:x:0:0::/:/bin/sh\napp:x:101:102::/:/bin/sh\nbroken\nbad:x:y:z\n";
+        let group = "root:x:0:\napp:x:102:\nextra:x:103:other,app\n";
+        let of = |spec: &str| resolve(spec, passwd, group);
+        let app = Identity { uid: 101, gid: 102, groups: vec![102, 103] };
+        assert_eq!(of("app").unwrap(), app);
+        assert_eq!(of("101").unwrap(), app);
+        assert_eq!(of("app:extra").unwrap(), Identity { uid: 101, gid: 103, groups: vec![103] });
+        assert_eq!(of("7:8").unwrap(), Identity { uid: 7, gid: 8, groups: vec![8] });
+        assert_eq!(of("7").unwrap(), Identity { uid: 7, gid: 0, groups: vec![0] });
+        assert!(matches!(of("nobody"), Err(UserError::UnknownInImage(_))));
+        assert!(matches!(of("bad"), Err(UserError::UnknownInImage(_))));
+        assert!(matches!(of("app:none"), Err(UserError::UnknownGroup(_))));
     }
 }

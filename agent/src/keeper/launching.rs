@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Instant};
 
 use bulkhead_proto::v1::{self, TaskReason};
 use bulkhead_stage::Planned;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+};
 
 use super::{KILLS, Keeper, Live, Message, staging::Staging};
 use crate::{
@@ -13,7 +16,7 @@ use crate::{
     isolate::TaskPlace,
     journal::{Accepted, Fact, Journal},
     kernel::pidfd::Watched,
-    launch::{LaunchError, Launcher, Plan, PlanError, Running, blocking},
+    launch::{LaunchError, Launcher, Plan, Running, blocking, execute::Prepared},
     offer::ledger::TaskKey,
     task::{
         End, KillRequest,
@@ -68,13 +71,8 @@ impl Keeper {
     /// Checks a task and books its grant.
     fn admit(&mut self, key: &TaskKey, spec: &v1::TaskSpec) -> Result<(Plan, Vec<Planned>), Box<End>> {
         let refuse = |reason, message| Box::new(End::failed(reason, message));
-        let plan = Plan::make(&key.0, spec, &self.parts.defaults).map_err(|error| {
-            let reason = match error {
-                PlanError::Grant(_) => TaskReason::InvalidGrant,
-                _ => TaskReason::InvalidTask,
-            };
-            refuse(reason, error.to_string())
-        })?;
+        let plan = Plan::make(&key.0, spec, &self.parts.defaults)
+            .map_err(|error| refuse(error.reason(), error.to_string()))?;
         let artifacts = bulkhead_stage::check_all(&spec.artifacts)
             .map_err(|error| refuse(TaskReason::ArtifactFailed, error.to_string()))?;
         self.parts.ledger.admit(key.clone(), &plan.grant).map_err(|refusal| {
@@ -162,7 +160,14 @@ fn record_limits(events: &EventLog, task: &TaskKey, cgroup_id: u64, end: &End) {
     }
 }
 
-/// Limits and the journal at the same time, then the task's files, then the program.
+/// How far a launch comes without waiting for the network.
+enum Reached {
+    Prepared(Prepared),
+    Running(Running),
+}
+
+/// Limits and the journal at the same time, then the task's files, then the program. Where there is nothing to fetch
+/// all of it is on one thread, which waits for the journal where that is slower.
 async fn launch_task(
     launcher: Launcher,
     journal: Journal,
@@ -171,26 +176,33 @@ async fn launch_task(
     accepted: Accepted,
     staging: Staging,
 ) -> Result<Running, LaunchError> {
-    let prepare = blocking({
-        let launcher = launcher.clone();
-        move || launcher.prepare(plan)
+    let promise = tokio::spawn({
+        let (journal, key) = (journal.clone(), key.clone());
+        async move { journal.record(&key.0, &key.1, Fact::Accepted(accepted)).await }
     });
-    let promise = journal.record(&key.0, &key.1, Fact::Accepted(accepted));
-    let (prepared, promised) = tokio::join!(prepare, promise);
-    let prepared = match (prepared, promised) {
-        (prepared, Ok(())) => prepared?,
-        (prepared, Err(error)) => {
-            if let Ok(prepared) = prepared {
-                blocking(move || prepared.undo()).await;
-            }
-            return Err(LaunchError::Journal(error));
+    let (runtime, nothing_to_stage) = (Handle::current(), staging.artifacts.is_empty());
+    let reached = blocking(move || {
+        let prepared = launcher.prepare(plan, None);
+        // Nothing runs that no journal keeps.
+        match runtime.block_on(promise) {
+            Ok(kept) => kept.map_err(LaunchError::Journal)?,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
+        let prepared = prepared?;
+        if nothing_to_stage { prepared.start().map(Reached::Running) } else { Ok(Reached::Prepared(prepared)) }
+    })
+    .await?;
+    let running = match reached {
+        Reached::Running(running) => running,
+        Reached::Prepared(prepared) => match staging.run(&prepared).await {
+            Ok(()) => blocking(move || prepared.start()).await?,
+            Err(error) => {
+                blocking(move || drop(prepared)).await;
+                return Err(LaunchError::Stage(error));
+            }
+        },
     };
-    if let Err(error) = staging.run(&prepared).await {
-        blocking(move || prepared.undo()).await;
-        return Err(LaunchError::Stage(error));
-    }
-    let running = blocking(move || prepared.start()).await?;
+    // RUNNING has a number that the end of the task must not have again, so the start is kept before it is told.
     if let Err(error) = journal.record(&key.0, &key.1, Fact::Started(running.started.clone())).await {
         // It runs; only a crash of the agent would lose sight of it.
         tracing::error!(error = crate::error_chain(&error), task = key.1, "journal the start of a task");

@@ -178,5 +178,5 @@ fn find_process(pid: i32, start_ticks: u64) -> io::Result<Option<Watched>> {
     let dead = matches!(stat.state, 'Z' | 'X');
     // 0 was written where the start could not be read; the id is then all there is.
     let same = start_ticks == 0 || stat.starttime == start_ticks;
-    if dead || !same { Ok(None) } else { Watched::new(pidfd).map(Some) }
+    if dead || !same { Ok(None) } else { Watched::new(pidfd, Pid::from_raw(pid)).map(Some) }
 }

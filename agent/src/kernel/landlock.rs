@@ -110,6 +110,11 @@ pub fn ruleset(read_exec: &[&Path], read_write: &[&Path]) -> Result<OwnedFd, Lan
     Option::<OwnedFd>::from(rules).ok_or(LandlockError::Unsupported("the kernel gave no ruleset"))
 }
 
+/// Every right that a ruleset of [`ruleset`] withholds, as `LANDLOCK_ACCESS_FS_...`; none without Landlock.
+pub fn everything() -> u64 {
+    version().map_or(0, |(abi, _)| AccessFs::from_all(abi).bits())
+}
+
 fn allow(
     rules: RulesetCreated,
     path: &Path,

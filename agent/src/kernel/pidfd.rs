@@ -44,6 +44,21 @@ pub fn open(pid: Pid) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// When a process was started, in ticks since the boot: field 22 of /proc/PID/stat. Together with the id it means
+/// no other process until the next boot.
+///
+/// # Errors
+/// When there is no such process.
+pub fn start_ticks(pid: Pid) -> io::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    parse_start_ticks(&stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat: {stat:?}")))
+}
+
+/// The name of the program, the second field, is in parentheses and may hold anything, parentheses too.
+fn parse_start_ticks(stat: &str) -> Option<u64> {
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
 /// Sends a signal. A process that has ended already is no error.
 ///
 /// # Errors
@@ -89,15 +104,29 @@ fn collect(pidfd: BorrowedFd<'_>) -> Result<Option<Exit>, Errno> {
 #[derive(Debug)]
 pub struct Watched {
     fd: Ready,
+    pid: Pid,
 }
 
 impl Watched {
-    /// Takes over a pidfd. Must be called within a tokio runtime.
+    /// Takes over the pidfd of this process. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// When the runtime cannot watch it.
-    pub fn new(pidfd: OwnedFd) -> io::Result<Self> {
-        Ok(Self { fd: Ready::watch(pidfd, Interest::READABLE)? })
+    pub fn new(pidfd: OwnedFd, pid: Pid) -> io::Result<Self> {
+        Ok(Self { fd: Ready::watch(pidfd, Interest::READABLE)?, pid })
+    }
+
+    /// Its id, which may mean another process as soon as this one has ended.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Another descriptor of the same process.
+    ///
+    /// # Errors
+    /// `EMFILE`.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.fd.as_fd().try_clone_to_owned()
     }
 
     /// Waits for the end of the process and, where it is our child, collects it.
@@ -130,5 +159,18 @@ impl Watched {
     fn readable(&self) -> io::Result<bool> {
         let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
         Ok(poll(&mut fds, PollTimeout::ZERO)? > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_may_have_any_name() {
+        let rest = (3..=52).map(|field| field.to_string()).collect::<Vec<_>>().join(" ");
+        assert_eq!(parse_start_ticks(&format!("7 (a) S 1 (b) {rest}")), Some(22));
+        assert_eq!(parse_start_ticks("7 (a) S 1"), None);
+        assert!(start_ticks(Pid::this()).unwrap() > 0);
     }
 }

@@ -12,8 +12,11 @@ use super::{
     cgroupfs::{Cgroup, CgroupError, cgroup2_mount},
     core_scheduling, io_cost, landlock,
     pressure::MemoryTrigger,
-    quota, quota_warnings, spawn,
+    quota, quota_warnings,
+    spawn::Namespaces,
 };
+
+mod fences;
 
 /// One thing that a kernel has or has not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -272,36 +275,34 @@ fn files_with_controllers<const N: usize>(
 
 /// Tries what needs a cgroup, in one that is made for it.
 fn cgroup_calls(mount: Option<&Path>) -> Vec<Feature> {
-    let probe = mount.map(|m| Cgroup::create(m.join(format!("bulkhead-probe-{}", std::process::id()))));
-    let mut memory = Vec::new();
-    let (kill, clone) = match probe {
-        Some(Ok(cgroup)) => {
-            memory = mount.map(|mount| memory_files(mount, &cgroup)).unwrap_or_default();
-            let kill = if cgroup.has("cgroup.kill") {
-                Ok("cgroup.kill".into())
-            } else {
-                Err("no cgroup.kill".into())
-            };
-            let clone = clone_into(&cgroup);
-            if let Err(error) = cgroup.remove() {
-                tracing::warn!(error = crate::error_chain(&error), "remove the probe's cgroup");
-            }
-            (kill, clone)
-        }
-        Some(Err(error)) => (Err(crate::error_chain(&error)), Err("no cgroup to try it with".to_owned())),
-        None => (Err("no cgroup2".to_owned()), Err("no cgroup2".to_owned())),
+    let made = match mount.map(|m| Cgroup::create(m.join(format!("bulkhead-probe-{}", std::process::id())))) {
+        Some(made) => made.map_err(|error| crate::error_chain(&error)),
+        None => Err("no cgroup2".to_owned()),
     };
+    let cgroup = made.as_ref().map_err(Clone::clone);
+    let kill = cgroup.clone().and_then(|cgroup| match cgroup.has("cgroup.kill") {
+        true => Ok("cgroup.kill".to_owned()),
+        false => Err("no cgroup.kill".to_owned()),
+    });
+    let clone = cgroup.and_then(|cgroup| fences::attempt(cgroup, Namespaces::default(), Vec::new()));
     let at_once = "the end of every process of a task at once, whatever it forks";
-    let calls = vec![
+    let mut features = vec![
         feature("cgroup_kill", kill, at_once, "the agent does not start"),
         feature(
             "clone_into_cgroup",
-            clone,
+            clone.map(|()| "clone3 with CLONE_INTO_CGROUP and CLONE_PIDFD".to_owned()),
             "tasks start inside their limits, with a pidfd",
             "the agent does not start",
         ),
     ];
-    calls.into_iter().chain(memory).collect()
+    if let (Ok(cgroup), Some(mount)) = (&made, mount) {
+        features.extend(memory_files(mount, cgroup));
+    }
+    features.extend(fences::fences(&made));
+    if let Some(Err(error)) = made.ok().map(|cgroup| cgroup.remove()) {
+        tracing::warn!(error = crate::error_chain(&error), "remove the probe's cgroup");
+    }
+    features
 }
 
 /// What the memory of a task is held and watched with. Files of the controller are in cgroups that it was handed down
@@ -348,27 +349,5 @@ fn seccomp() -> Result<String, String> {
     match answer {
         0 => Ok("filters that answer with an errno".to_owned()),
         _ => Err(format!("seccomp(SECCOMP_GET_ACTION_AVAIL): {}", std::io::Error::last_os_error())),
-    }
-}
-
-/// Starts a program that is not there: the kernel makes the process in the cgroup, and nothing runs.
-fn clone_into(cgroup: &Cgroup) -> Result<String, String> {
-    use std::os::fd::AsFd as _;
-    let dir = cgroup.open_dir().map_err(|e| crate::error_chain(&e))?;
-    let null = std::fs::File::open("/dev/null").map_err(|e| format!("/dev/null: {e}"))?;
-    let command = spawn::Command {
-        programs: vec![c"/nonexistent/bulkhead-probe".to_owned()],
-        argv: vec![c"probe".to_owned()],
-        env: Vec::new(),
-        steps: vec![spawn::ChildStep::Session, spawn::ChildStep::Streams([null.as_fd(); 3])],
-        namespaces: spawn::Namespaces::default(),
-        cgroup: dir.as_fd(),
-    };
-    match spawn::spawn(&command) {
-        Err(error) if error.exec_errno() == Some(nix::errno::Errno::ENOENT) => {
-            Ok("clone3 with CLONE_INTO_CGROUP and CLONE_PIDFD".to_owned())
-        }
-        Err(error) => Err(crate::error_chain(&error)),
-        Ok(_) => Err("a program that is not there was executed".to_owned()),
     }
 }

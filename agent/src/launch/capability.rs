@@ -75,6 +75,8 @@ impl CapSet {
     pub const ALL: Self = Self((1 << NAMES.len()) - 1);
     /// CAP_SYS_ADMIN, which stands for most of what root may do.
     pub const SYS_ADMIN: Self = Self(1 << 21);
+    /// CAP_SYS_RESOURCE, for which ext4 ignores quotas.
+    pub const SYS_RESOURCE: Self = Self(1 << 24);
 
     /// Every capability of the running kernel, those without a name here too.
     ///

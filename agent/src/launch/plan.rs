@@ -1,16 +1,22 @@
-//! What a launch will do, from the task's specification alone. Pure.
+//! What a launch will do, from the task's specification and the agent's settings alone. Pure.
 
 use std::{
     collections::BTreeMap,
     ffi::{CString, NulError},
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use bulkhead_proto::{
     ids::{BadId, check_id},
-    v1::TaskSpec,
+    v1::{TaskReason, TaskSpec},
 };
 
+use super::{
+    confine::{ConfineError, Fences, Rules},
+    image::RootImage,
+    volume::Volume,
+};
 use crate::grant::{Class, Grant, GrantDefaults, GrantError};
 
 /// Where programs without a slash in their name are looked for, unless the task sets its own `PATH`.
@@ -39,6 +45,20 @@ pub enum PlanError {
     /// An impossible grant.
     #[error(transparent)]
     Grant(#[from] GrantError),
+    /// Fences that are malformed, not allowed, or more than the kernel can do.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
+}
+
+impl PlanError {
+    /// The reason for the task's status.
+    pub fn reason(&self) -> TaskReason {
+        match self {
+            Self::Grant(_) => TaskReason::InvalidGrant,
+            Self::Confine(_) => TaskReason::ConfinementRefused,
+            _ => TaskReason::InvalidTask,
+        }
+    }
 }
 
 impl From<NulError> for PlanError {
@@ -56,6 +76,8 @@ pub struct Defaults {
     pub grant: GrantDefaults,
     /// Grace of tasks that name none.
     pub kill_grace: Duration,
+    /// Which fences stand around tasks, and which changes are allowed.
+    pub rules: Rules,
 }
 
 /// Everything that a launch needs and that does not depend on this host's state.
@@ -67,16 +89,33 @@ pub struct Plan {
     pub task_id: String,
     /// The limits.
     pub grant: Grant,
-    /// User name or number to run as.
-    pub user: String,
-    /// Files to try, in order.
-    pub programs: Vec<CString>,
-    /// The program's arguments, its name first.
-    pub argv: Vec<CString>,
-    /// The task's variables; the sandbox adds its own.
+    /// The fences.
+    pub fences: Fences,
+    /// Reference of the image that becomes the root directory.
+    pub image: Option<String>,
+    /// Directories that outlive the task.
+    pub volumes: Vec<Volume>,
+    /// User name or number to run as; `None` is whom the image says, or else `default_user`.
+    pub user: Option<String>,
+    /// Whom tasks of this agent run as that name nobody.
+    pub default_user: String,
+    /// The program and its arguments; empty is the image's.
+    pub argv: Vec<String>,
+    /// The task's own variables.
     pub env: BTreeMap<String, String>,
-    /// Between SIGTERM and the end of every process.
-    pub kill_grace: Duration,
+    /// Where it starts; `None` is the image's, or else the sandbox. From the sandbox where it is relative.
+    pub working_dir: Option<PathBuf>,
+}
+
+/// The program, with all that execve(2) takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Files to try, in order.
+    pub files: Vec<CString>,
+    /// Its arguments, its name first.
+    pub argv: Vec<CString>,
+    /// `NAME=value`.
+    pub env: Vec<CString>,
 }
 
 impl Plan {
@@ -88,29 +127,59 @@ impl Plan {
         for (what, id) in [("framework", framework_id), ("task", &spec.task_id)] {
             check_id(id).map_err(|problem| PlanError::Id { what, problem })?;
         }
-        let program = spec.argv.first().filter(|p| !p.is_empty()).ok_or(PlanError::NoCommand)?;
+        if spec.argv.first().map_or(spec.image.is_none(), String::is_empty) {
+            return Err(PlanError::NoCommand);
+        }
         if let Some(name) = spec.env.keys().find(|k| k.is_empty() || k.contains('=')) {
             return Err(PlanError::Variable(name.clone()));
         }
-        let grant = Grant::check(spec.grant.as_ref(), &defaults.grant)?;
-        let env = environment(spec, &grant);
-        let path = env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
-        // Every variable must be able to become a C string; the executor relies on it.
-        for (name, value) in &env {
-            CString::new(format!("{name}={value}"))?;
+        let mut texts = spec.argv.iter().chain(spec.env.keys()).chain(spec.env.values());
+        if texts.any(|text| text.contains('\0')) || spec.working_dir.contains('\0') {
+            return Err(PlanError::Nul);
         }
+        let grant = Grant::check(spec.grant.as_ref(), &defaults.grant)?;
+        let fences = Fences::check(spec, grant.cpu.core_scheduling, &defaults.rules)?;
+        let volumes = spec.volumes.iter().map(|volume| Volume::check(volume, &defaults.rules));
+        let said = |text: &String| (!text.is_empty()).then(|| text.clone());
         Ok(Self {
             framework_id: framework_id.into(),
             task_id: spec.task_id.clone(),
-            user: if spec.user.is_empty() { defaults.user.clone() } else { spec.user.clone() },
-            programs: candidates(program, path)?,
-            argv: spec.argv.iter().map(|a| CString::new(a.as_str())).collect::<Result<_, _>>()?,
-            env,
-            kill_grace: match spec.kill_grace_ms {
-                0 => defaults.kill_grace,
-                ms => Duration::from_millis(ms),
-            },
+            volumes: volumes.collect::<Result<_, _>>()?,
+            user: said(&spec.user),
+            default_user: defaults.user.clone(),
+            argv: spec.argv.clone(),
+            env: environment(spec, &grant),
+            working_dir: said(&spec.working_dir).map(PathBuf::from),
+            image: spec.image.as_ref().map(|image| image.reference.clone()),
+            fences,
             grant,
+        })
+    }
+
+    /// What is executed, in this image or on the host's root, with the sandbox where the task sees it.
+    ///
+    /// Of variables that several set, the task's own stand above the agent's, and those above the image's.
+    ///
+    /// # Errors
+    /// [`PlanError::NoCommand`] where the image has no program either, [`PlanError::Nul`].
+    pub fn program(&self, image: Option<&RootImage>, sandbox: &Path) -> Result<Program, PlanError> {
+        let argv = match image {
+            Some(image) if self.argv.is_empty() => image.argv(),
+            _ => self.argv.clone(),
+        };
+        let name = argv.first().filter(|name| !name.is_empty()).ok_or(PlanError::NoCommand)?;
+        let mut env = BTreeMap::from([("PATH".to_owned(), DEFAULT_PATH.to_owned())]);
+        let of_image = image.map_or(&[][..], |image| &image.env);
+        env.extend(of_image.iter().filter_map(|v| v.split_once('=')).map(|(k, v)| (k.into(), v.into())));
+        env.extend(self.env.clone());
+        let sandbox = sandbox.display().to_string();
+        env.entry("HOME".into()).or_insert_with(|| sandbox.clone());
+        env.insert("BULKHEAD_SANDBOX".into(), sandbox);
+        let variables = env.iter().map(|(k, v)| CString::new(format!("{k}={v}")));
+        Ok(Program {
+            files: candidates(name, &env["PATH"])?,
+            argv: argv.iter().map(|a| CString::new(a.as_str())).collect::<Result<_, _>>()?,
+            env: variables.collect::<Result<_, _>>()?,
         })
     }
 }
@@ -121,7 +190,6 @@ fn environment(spec: &TaskSpec, grant: &Grant) -> BTreeMap<String, String> {
         Class::Revocable => "revocable",
     };
     let mut env = BTreeMap::from([
-        ("PATH".to_owned(), DEFAULT_PATH.to_owned()),
         ("BULKHEAD_TASK_ID".to_owned(), spec.task_id.clone()),
         ("BULKHEAD_CPU_MILLI".to_owned(), grant.cpu_milli.to_string()),
         ("BULKHEAD_MEM_BYTES".to_owned(), grant.mem_bytes.to_string()),
@@ -149,7 +217,12 @@ mod tests {
     use crate::grant::TEST_DEFAULTS;
 
     fn defaults() -> Defaults {
-        Defaults { user: "nobody".into(), grant: TEST_DEFAULTS, kill_grace: Duration::from_secs(5) }
+        Defaults {
+            user: "nobody".into(),
+            grant: TEST_DEFAULTS,
+            kill_grace: Duration::from_secs(5),
+            rules: Rules::default(),
+        }
     }
 
     fn spec(argv: &[&str]) -> TaskSpec {
@@ -168,23 +241,57 @@ mod tests {
         assert!(matches!(refused("a/b", &spec(&["x"])), PlanError::Id { what: "framework", .. }));
     }
 
+    fn program(task: &TaskSpec, image: Option<&RootImage>) -> Program {
+        Plan::make("f", task, &defaults()).unwrap().program(image, Path::new("/sandbox")).unwrap()
+    }
+
     #[test]
     fn programs_are_looked_for_where_the_task_says() {
         let mut task = spec(&["tool", "-x"]);
         task.env.insert("PATH".into(), "/a::/b".into());
-        let plan = Plan::make("f", &task, &defaults()).unwrap();
-        assert_eq!(plan.programs, [c"/a/tool".to_owned(), c"/b/tool".to_owned()]);
-        assert_eq!(plan.argv, [c"tool".to_owned(), c"-x".to_owned()]);
-        let with_slash = Plan::make("f", &spec(&["./tool"]), &defaults()).unwrap();
-        assert_eq!(with_slash.programs, [c"./tool".to_owned()]);
+        let found = program(&task, None);
+        assert_eq!(found.files, [c"/a/tool".to_owned(), c"/b/tool".to_owned()]);
+        assert_eq!(found.argv, [c"tool".to_owned(), c"-x".to_owned()]);
+        assert_eq!(program(&spec(&["./tool"]), None).files, [c"./tool".to_owned()]);
     }
 
     #[test]
     fn what_the_task_leaves_out_is_the_agents() {
         let plan = Plan::make("f", &spec(&["x"]), &defaults()).unwrap();
-        assert_eq!((plan.user.as_str(), plan.grant.pids_max), ("nobody", TEST_DEFAULTS.pids_max));
-        assert_eq!(plan.kill_grace, Duration::from_secs(5));
+        assert_eq!((plan.user, plan.default_user.as_str()), (None, "nobody"));
+        assert_eq!(plan.grant.pids_max, TEST_DEFAULTS.pids_max);
         assert_eq!(plan.env["BULKHEAD_CPU_MILLI"], "500");
+        let env = program(&spec(&["x"]), None).env;
+        for variable in [c"HOME=/sandbox", c"BULKHEAD_SANDBOX=/sandbox"] {
+            assert!(env.iter().any(|v| v.as_c_str() == variable), "{env:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_task_leaves_out_is_the_images() {
+        let image = RootImage {
+            layers: vec!["/l".into()],
+            entrypoint: vec!["/entry".into()],
+            cmd: vec!["arg".into()],
+            env: ["PATH=/image", "A=image", "B=image", "BULKHEAD_TASK_ID=forged", "nonsense"].map(Into::into).into(),
+            ..RootImage::default()
+        };
+        let mut task = spec(&[]);
+        task.image = Some(v1::Image { reference: "oci:/x".into() });
+        task.env.insert("A".into(), "task".into());
+        let found = program(&task, Some(&image));
+        assert_eq!(found.argv, [c"/entry".to_owned(), c"arg".to_owned()]);
+        for variable in [c"PATH=/image", c"A=task", c"B=image", c"BULKHEAD_TASK_ID=t-1"] {
+            assert!(found.env.iter().any(|v| v.as_c_str() == variable), "{variable:?} in {:?}", found.env);
+        }
+        // A command of the task's own replaces both.
+        task.argv = vec!["own".into()];
+        let own = program(&task, Some(&image));
+        assert_eq!((own.argv, own.files), (vec![c"own".to_owned()], vec![c"/image/own".to_owned()]));
+        let nothing = RootImage { layers: vec!["/l".into()], ..RootImage::default() };
+        task.argv.clear();
+        let plan = Plan::make("f", &task, &defaults()).unwrap();
+        assert_eq!(plan.program(Some(&nothing), Path::new("/s")), Err(PlanError::NoCommand));
     }
 
     #[test]

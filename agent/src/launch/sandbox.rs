@@ -4,6 +4,7 @@
 //! <work_dir>/sandboxes/<framework>/<task>/stdout    written by the task, opened by the agent
 //! <work_dir>/sandboxes/<framework>/<task>/stderr
 //! <work_dir>/sandboxes/<framework>/<task>/work/     owned by the task's user; where it starts
+//! <work_dir>/sandboxes/<framework>/<task>/private/  what only its own mounts show: its /tmp
 //! ```
 //!
 //! The output lies outside `work/`, so a hostile task cannot put a link in its place for the agent to follow.
@@ -11,7 +12,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -56,14 +57,50 @@ impl Sandbox {
         owner: (u32, u32),
     ) -> Result<Self, SandboxError> {
         let framework = root(work_dir).join(framework_id);
-        fs::create_dir_all(&framework).map_err(SandboxError::at("create", &framework))?;
-        let dir = new_run(&framework, task_id)?;
+        let dir = match new_run(&framework, task_id) {
+            Err(e) if e.source.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(&framework).map_err(SandboxError::at("create", &framework))?;
+                new_run(&framework, task_id)?
+            }
+            other => other?,
+        };
         let sandbox = Self { dir };
-        let work = sandbox.work();
-        let made = fs::DirBuilder::new().mode(0o700).create(&work);
-        made.and_then(|()| std::os::unix::fs::chown(&work, Some(owner.0), Some(owner.1)))
-            .map_err(SandboxError::at("create", &work))?;
-        Ok(sandbox)
+        match sandbox.fill(owner) {
+            Ok(()) => Ok(sandbox),
+            Err(error) => {
+                // The first error says more than that it could not be removed either.
+                drop(sandbox.remove());
+                Err(error)
+            }
+        }
+    }
+
+    fn fill(&self, owner: (u32, u32)) -> Result<(), SandboxError> {
+        let (work, private, tmp) = (self.work(), self.dir.join("private"), self.tmp());
+        let make = |path: &Path, mode| {
+            fs::DirBuilder::new().mode(mode).create(path).map_err(SandboxError::at("create", path))
+        };
+        make(&work, 0o700)?;
+        std::os::unix::fs::chown(&work, Some(owner.0), Some(owner.1))
+            .map_err(SandboxError::at("chown", &work))?;
+        // Nobody else comes through here to the /tmp, which is open to everybody, as programs expect.
+        make(&private, 0o700)?;
+        make(&tmp, 0o777)?;
+        fs::set_permissions(&tmp, fs::Permissions::from_mode(0o1777)).map_err(SandboxError::at("chmod", &tmp))
+    }
+
+    /// Makes an empty directory for each of these paths of an image, for mounts; returns where.
+    ///
+    /// # Errors
+    /// When one cannot be made.
+    pub fn layer<'a>(&self, paths: impl Iterator<Item = &'a Path>) -> Result<PathBuf, SandboxError> {
+        let layer = self.dir.join("private").join("layer");
+        for path in paths {
+            let directory = layer.join(path.strip_prefix("/").unwrap_or(path));
+            let mut builder = fs::DirBuilder::new();
+            builder.mode(0o755).recursive(true).create(&directory).map_err(SandboxError::at("create", &directory))?;
+        }
+        Ok(layer)
     }
 
     /// The sandbox in this directory, made before.
@@ -79,6 +116,11 @@ impl Sandbox {
     /// Where the task starts.
     pub fn work(&self) -> PathBuf {
         self.dir.join("work")
+    }
+
+    /// The task's /tmp, where it has one of its own.
+    pub fn tmp(&self) -> PathBuf {
+        self.dir.join("private").join("tmp")
     }
 
     /// The task's standard output.

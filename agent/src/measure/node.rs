@@ -1,6 +1,6 @@
 //! CPU and memory of the whole node, split into tasks and everything else ("strangers").
 
-use std::time::Instant;
+use std::{sync::OnceLock, time::Instant};
 
 use procfs::{Current as _, CurrentSI as _, KernelStats, Meminfo, ProcError};
 
@@ -138,9 +138,9 @@ fn firm_memory(cgroup: &Cgroup) -> u64 {
 
 /// Differs from that of any other boot of this host; empty where the kernel does not say.
 pub fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map(|id| id.trim().to_owned())
-        .unwrap_or_default()
+    static BOOT: OnceLock<String> = OnceLock::new();
+    let read = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    BOOT.get_or_init(|| read().trim().to_owned()).clone()
 }
 
 fn kernel_stats() -> Result<KernelStats, MeasureError> {

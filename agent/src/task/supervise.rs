@@ -1,6 +1,6 @@
 //! Waits for one task's end, asks it to end when somebody wants that, and leaves no process behind.
 
-use std::{collections::BTreeSet, io, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, fs, io, sync::Arc, time::Instant};
 
 use nix::{sys::signal::Signal, unistd::Pid};
 use tokio::{sync::mpsc, time::sleep_until};
@@ -36,8 +36,10 @@ pub struct Supervised {
 ///
 /// The task is over when its main process is; what it leaves behind is killed. After a kill request every
 /// process of the task gets SIGTERM, and what still runs when the grace is over is killed.
+///
+/// A program that is the first of a pid namespace needs help with that: see [`asking`].
 pub async fn supervise(task: Supervised, mut kills: mpsc::Receiver<KillRequest>) -> End {
-    let (mut killed, mut broke) = (None, None);
+    let (mut killed, mut broke, mut defaulted) = (None, None, false);
     let mut violation = std::pin::pin!(task.isolators.watch(&task.cgroup, &task.grants));
     let exit = match &task.process {
         None => Exit::Unknown,
@@ -45,7 +47,9 @@ pub async fn supervise(task: Supervised, mut kills: mpsc::Receiver<KillRequest>)
             tokio::select! {
                 exit = process.ended() => break exit.unwrap_or(Exit::Unknown),
                 Some(request) = kills.recv() => {
-                    killed = Some(terminate(&task.cgroup.cgroup, killed.unwrap_or(request), &mut kills).await);
+                    let first = killed.unwrap_or(request);
+                    defaulted |= ask(&task.cgroup.cgroup, process).await;
+                    killed = Some(terminate(&task.cgroup.cgroup, first, &mut kills).await);
                 }
                 violated = &mut violation, if broke.is_none() => {
                     broke = Some(violated);
@@ -56,7 +60,10 @@ pub async fn supervise(task: Supervised, mut kills: mpsc::Receiver<KillRequest>)
             }
         },
     };
-    let exit = if exit == Exit::Unknown { recorded_exit(&task) } else { exit };
+    let exit = match if exit == Exit::Unknown { recorded_exit(&task) } else { exit } {
+        Exit::Signal(libc::SIGKILL) if defaulted => Exit::Signal(libc::SIGTERM),
+        exit => exit,
+    };
     sweep(&task.cgroup.cgroup).await;
     let mut usage = task.isolators.measure(&task.cgroup);
     usage.cpu_usec = cpu::used_usec(&task.cgroup).unwrap_or(0);
@@ -65,7 +72,45 @@ pub async fn supervise(task: Supervised, mut kills: mpsc::Receiver<KillRequest>)
     End::of(exit, killed, broke, ended, usage)
 }
 
-/// SIGTERM to all, then the grace, then the end. Ends early when no process is left: whoever handles
+/// Asks every process to end. True where that meant to end the program at once.
+async fn ask(cgroup: &Cgroup, program: &Watched) -> bool {
+    let (cgroup, pid, descriptor) = (cgroup.clone(), program.pid(), program.descriptor());
+    let asked = blocking(move || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        match asking(&status) {
+            // The id may have gone to a stranger before its status was read; the descriptor has not.
+            Asking::End => pidfd::signal(descriptor?, Signal::SIGKILL).map(|()| true),
+            Asking::Signal => signal_all(&cgroup, Signal::SIGTERM).map(|()| false),
+        }
+    });
+    asked.await.unwrap_or_else(|error| {
+        tracing::warn!(error = crate::error_chain(&error), "ask a task to end");
+        false
+    })
+}
+
+/// What asking a program to end comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asking {
+    /// SIGTERM, to it and all others.
+    Signal,
+    /// Its end, and with it that of its pid namespace.
+    End,
+}
+
+/// Decides by /proc/PID/status. The kernel keeps signals from the first process of a pid namespace that it has no
+/// handler for, where they would end any other process. So what SIGTERM means by default is done by the agent,
+/// unless the program catches, ignores or blocks it. Pure.
+fn asking(status: &str) -> Asking {
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let ids: Vec<&str> = field("NSpid").unwrap_or_default().split_ascii_whitespace().collect();
+    let first = ids.len() > 1 && ids.last() == Some(&"1");
+    let has = |name| field(name).and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(u64::MAX);
+    let own = has("SigCgt") | has("SigIgn") | has("SigBlk");
+    if first && own & (1 << (libc::SIGTERM - 1)) == 0 { Asking::End } else { Asking::Signal }
+}
+
+/// The grace, then the end. Ends early when no process is left: whoever handles
 /// SIGTERM by ending its children first is given the time to do so, and nobody else keeps the task waiting.
 /// A further request can only shorten the grace. Returns the request that counts: the first.
 async fn terminate(
@@ -73,10 +118,6 @@ async fn terminate(
     first: KillRequest,
     kills: &mut mpsc::Receiver<KillRequest>,
 ) -> KillRequest {
-    let all = cgroup.clone();
-    if let Err(error) = blocking(move || signal_all(&all, Signal::SIGTERM)).await {
-        tracing::warn!(error = crate::error_chain(&error), "ask a task to end");
-    }
     let mut deadline = Instant::now() + first.grace;
     loop {
         tokio::select! {
@@ -159,4 +200,31 @@ fn signal_new(cgroup: &Cgroup, signal: Signal, told: &mut BTreeSet<i32>) -> io::
 fn listed(cgroup: &Cgroup) -> io::Result<BTreeSet<i32>> {
     let procs = cgroup.read("cgroup.procs").map_err(io::Error::other)?;
     Ok(procs.lines().filter_map(|pid| pid.parse().ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(ids: &str, caught: u64, ignored: u64, blocked: u64) -> String {
+        format!(
+            "Name:\tx\nNSpid:\t{ids}\nSigBlk:\t{blocked:016x}\nSigIgn:\t{ignored:016x}\nSigCgt:\t{caught:016x}\n"
+        )
+    }
+
+    #[test]
+    fn only_the_first_of_a_namespace_without_a_handler_is_ended() {
+        let term = 1 << (libc::SIGTERM - 1);
+        assert_eq!(asking(&status("100\t1", 0, 0, 0)), Asking::End);
+        assert_eq!(asking(&status("100\t7\t1", !term, !term, !term)), Asking::End);
+        for (caught, ignored, blocked) in [(term, 0, 0), (0, term, 0), (0, 0, term)] {
+            assert_eq!(asking(&status("100\t1", caught, ignored, blocked)), Asking::Signal);
+        }
+        for ids in ["100", "1", "100\t2"] {
+            assert_eq!(asking(&status(ids, 0, 0, 0)), Asking::Signal);
+        }
+        assert_eq!(asking(""), Asking::Signal, "it has ended");
+        let whole = std::fs::read_to_string("/proc/self/status").unwrap();
+        assert_eq!(asking(&whole), Asking::Signal);
+    }
 }
