@@ -38,7 +38,14 @@ pub fn set_attributes(mount: BorrowedFd<'_>, set: u64) -> io::Result<()> {
     let (fd, empty, flags) = (mount.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH);
     // SAFETY: the kernel reads one mount_attr and one string, which live through the call.
     let result = unsafe {
-        libc::syscall(libc::SYS_mount_setattr, fd, empty, flags, &raw const attr, size_of::<libc::mount_attr>())
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd,
+            empty,
+            flags,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
     };
     Errno::result(result).map(drop).map_err(io::Error::from)
 }

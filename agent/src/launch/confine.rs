@@ -128,9 +128,7 @@ pub enum ConfineError {
     )]
     NotTrusted(String),
     /// The kernel cannot do it.
-    #[error(
-        "this kernel has no {feature} ({why}), which the task's confinement needs{}", advice(feature)
-    )]
+    #[error("this kernel has no {feature} ({why}), which the task's confinement needs{}", advice(feature))]
     Missing {
         /// Its name.
         feature: &'static str,

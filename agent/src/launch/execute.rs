@@ -345,6 +345,8 @@ struct Files {
     /// The sandbox, where the task has mounts of its own.
     sandbox: Option<OwnedFd>,
     volumes: Vec<OpenVolume>,
+    /// Readable paths that its own /tmp would hide.
+    readable: Vec<(OwnedFd, PathBuf)>,
     own_layer: Option<PathBuf>,
     devices: Vec<DeviceNode>,
     landlock: Option<OwnedFd>,
@@ -397,13 +399,13 @@ impl Prepared {
     }
 
     fn spawn(&self) -> Result<spawn::Spawned, LaunchError> {
-        self.launcher.before(Step::Files)?;
-        let files = self.files()?;
         self.launcher.before(Step::Outputs)?;
         let null = File::open("/dev/null").map_err(LaunchError::Null)?;
         let owner = (self.identity.uid, self.identity.gid);
         let stdout = Sandbox::open_output(&self.sandbox.stdout(), owner)?;
         let stderr = Sandbox::open_output(&self.sandbox.stderr(), owner)?;
+        self.launcher.before(Step::Files)?;
+        let files = self.files()?;
         self.launcher.before(Step::Spawn)?;
         let (cgroup, sandbox) = (self.place.cgroup.open_dir()?, self.sandbox_inside());
         let program = self.plan.program(self.image.as_ref(), &sandbox)?;
@@ -417,7 +419,10 @@ impl Prepared {
             sandbox: &sandbox,
             directory: self.directory(),
             inherited_limit: limits::inherited_open_files(),
-            landlock: files.landlock.as_ref().map(|r| Landlock { ruleset: r.as_fd(), all: landlock::everything() }),
+            landlock: files
+                .landlock
+                .as_ref()
+                .map(|r| Landlock { ruleset: r.as_fd(), all: landlock::everything() }),
             seccomp: files.filter.as_ref().map(|filter| filter.program()),
         };
         let mut steps = child.steps()?;
@@ -445,7 +450,8 @@ impl Prepared {
 
     /// Where it starts, if not in its sandbox.
     fn directory(&self) -> Option<&Path> {
-        let of_image = || self.image.as_ref().map(|image| image.working_dir.as_str()).filter(|d| !d.is_empty());
+        let of_image =
+            || self.image.as_ref().map(|image| image.working_dir.as_str()).filter(|d| !d.is_empty());
         self.plan.working_dir.as_deref().or_else(|| of_image().map(Path::new))
     }
 
@@ -459,12 +465,15 @@ impl Prepared {
         };
         let kept = fences.capabilities(self.identity.uid == 0 || fences.user_namespace);
         let filter = fences.seccomp.as_ref().map(|json| self.launcher.shared.filters.get(json, kept));
+        let hidden = fences.readable_paths.iter().filter(|p| fences.private_files && p.starts_with("/tmp"));
+        let readable = hidden.map(|path| Ok((clone_tree(path)?, path.clone())));
         let devices = self.plan.grant.devices.iter().filter(|_| fences.private_files);
         Ok(Files {
             sandbox: if fences.private_files { Some(clone_tree(&self.sandbox.work())?) } else { None },
             landlock: if fences.landlock { Some(self.ruleset(&volumes)?) } else { None },
             devices: devices.map(|rule| device_node(&rule.path)).collect::<Result<_, _>>()?,
             filter: filter.transpose()?,
+            readable: readable.collect::<Result<_, LaunchError>>()?,
             volumes,
             own_layer,
         })
@@ -472,13 +481,15 @@ impl Prepared {
 
     /// What a task may reach of the host's root.
     fn ruleset(&self, volumes: &[OpenVolume]) -> Result<OwnedFd, LandlockError> {
-        let (work, tmp) = (self.sandbox.work(), self.sandbox.tmp());
+        // Its output too, which it may open again through /dev/stdout.
+        let sandbox = &self.sandbox;
+        let own = [sandbox.work(), sandbox.tmp(), sandbox.stdout(), sandbox.stderr()];
         let paths: Vec<(PathBuf, bool)> = volumes.iter().map(|v| (v.path(), v.writable)).collect();
         let of = |writable| paths.iter().filter(move |(_, w)| *w == writable).map(|(path, _)| path.as_path());
         let readable = self.plan.fences.readable_paths.iter().map(PathBuf::as_path);
         let system = landlock::SYSTEM.iter().map(Path::new);
         let read_exec: Vec<&Path> = system.chain(readable).chain(of(false)).collect();
-        let read_write: Vec<&Path> = [work.as_path(), tmp.as_path()].into_iter().chain(of(true)).collect();
+        let read_write: Vec<&Path> = own.iter().map(PathBuf::as_path).chain(of(true)).collect();
         landlock::ruleset(&read_exec, &read_write)
     }
 
@@ -500,13 +511,18 @@ impl Prepared {
             target: volume.target.clone(),
             writable: open.writable,
         });
+        let readable = files.readable.iter().map(|(fd, target)| FileTree {
+            fd: fd.as_fd(),
+            target: target.clone(),
+            writable: false,
+        });
         Some(View {
             parts,
             layers: self.image.as_ref().map_or(&[], |image| &image.layers),
             own_layer: files.own_layer.as_deref(),
             private: fences.private_files,
             pid_namespace: fences.namespaces.pid,
-            trees: own.into_iter().chain(volumes).collect(),
+            trees: own.into_iter().chain(readable).chain(volumes).collect(),
             tmp,
             devices: &files.devices,
         })

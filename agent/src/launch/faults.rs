@@ -14,10 +14,10 @@ pub enum Step {
     Cgroup,
     /// Have this isolator set its limit.
     Limit(usize),
-    /// Open its volumes, make its mounts and its rules of files.
-    Files,
     /// Open its output.
     Outputs,
+    /// Open its volumes, make its mounts and its rules of files.
+    Files,
     /// Make its process and have it execute the program.
     Spawn,
     /// Have the kernel note how it ends.

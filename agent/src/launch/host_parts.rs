@@ -61,7 +61,8 @@ impl HostParts {
         let here = |paths: &[&str]| -> Vec<PathBuf> {
             paths.iter().map(PathBuf::from).filter(|path| path.exists()).collect()
         };
-        let hidden = here(&HIDDEN).into_iter().map(|path| Hidden { directory: path.is_dir(), path }).collect();
+        let hidden =
+            here(&HIDDEN).into_iter().map(|path| Hidden { directory: path.is_dir(), path }).collect();
         let (read_only, cgroup) = (here(&READ_ONLY), cgroup.to_owned());
         Ok(Self { skeleton, root, empty, host_files, hidden, read_only, cgroup })
     }

@@ -58,7 +58,11 @@ impl RootImage {
 }
 
 fn open_within(layer: &Path, path: &str) -> Result<OwnedFd, Errno> {
-    let directory = nix::fcntl::open(layer, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())?;
+    let directory = nix::fcntl::open(
+        layer,
+        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        nix::sys::stat::Mode::empty(),
+    )?;
     // Not opened yet: a device or a pipe would answer to that.
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)

@@ -273,7 +273,9 @@ mod tests {
             layers: vec!["/l".into()],
             entrypoint: vec!["/entry".into()],
             cmd: vec!["arg".into()],
-            env: ["PATH=/image", "A=image", "B=image", "BULKHEAD_TASK_ID=forged", "nonsense"].map(Into::into).into(),
+            env: ["PATH=/image", "A=image", "B=image", "BULKHEAD_TASK_ID=forged", "nonsense"]
+                .map(Into::into)
+                .into(),
             ..RootImage::default()
         };
         let mut task = spec(&[]);

@@ -61,7 +61,11 @@ impl Limit {
         let found = LIMITS.iter().find(|(name, _)| *name == asked.name);
         let &(name, resource) = found.ok_or_else(|| LimitError::Unknown(asked.name.clone()))?;
         let (soft, hard) = (asked.soft, asked.hard);
-        if soft > hard { Err(LimitError::Order { name, soft, hard }) } else { Ok(Self { resource, name, soft, hard }) }
+        if soft > hard {
+            Err(LimitError::Order { name, soft, hard })
+        } else {
+            Ok(Self { resource, name, soft, hard })
+        }
     }
 
     /// Could a task with it run before others that weigh as much?

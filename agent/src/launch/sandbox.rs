@@ -98,7 +98,11 @@ impl Sandbox {
         for path in paths {
             let directory = layer.join(path.strip_prefix("/").unwrap_or(path));
             let mut builder = fs::DirBuilder::new();
-            builder.mode(0o755).recursive(true).create(&directory).map_err(SandboxError::at("create", &directory))?;
+            builder
+                .mode(0o755)
+                .recursive(true)
+                .create(&directory)
+                .map_err(SandboxError::at("create", &directory))?;
         }
         Ok(layer)
     }

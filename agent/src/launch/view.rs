@@ -258,7 +258,8 @@ impl<'a> Steps<'a> {
         }
         for hidden in &parts.hidden {
             let path = self.at(&hidden.path)?;
-            let with = if hidden.directory { cstring(&parts.empty)? } else { self.at(Path::new("/dev/null"))? };
+            let with =
+                if hidden.directory { cstring(&parts.empty)? } else { self.at(Path::new("/dev/null"))? };
             self.list.push(ChildStep::bind(with, path));
         }
         Ok(())

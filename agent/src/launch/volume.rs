@@ -49,7 +49,11 @@ impl Volume {
     pub fn check(asked: &v1::Volume, rules: &Rules) -> Result<Self, ConfineError> {
         let plain = |what, value: &String| {
             let why = "write an absolute path without ..";
-            plain_absolute(Path::new(value)).ok_or_else(|| ConfineError::Value { what, value: value.clone(), why })
+            plain_absolute(Path::new(value)).ok_or_else(|| ConfineError::Value {
+                what,
+                value: value.clone(),
+                why,
+            })
         };
         let source = plain("volume source", &asked.source)?;
         let target = plain("volume target", &asked.target)?;
@@ -140,7 +144,10 @@ mod tests {
     fn only_what_the_operator_named_can_be_a_volume() {
         let rules = rules(Path::new("/srv/data"));
         let volume = Volume::check(&asked("/srv/data/a/b", "/data"), &rules).unwrap();
-        assert_eq!((volume.allowed.as_path(), volume.below.as_path()), (Path::new("/srv/data"), Path::new("a/b")));
+        assert_eq!(
+            (volume.allowed.as_path(), volume.below.as_path()),
+            (Path::new("/srv/data"), Path::new("a/b"))
+        );
         Volume::check(&asked("/srv/data", "/data"), &rules).unwrap();
         for source in ["/srv", "/srv/database", "/etc", "/"] {
             let refused = Volume::check(&asked(source, "/data"), &rules).unwrap_err();

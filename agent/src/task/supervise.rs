@@ -105,7 +105,8 @@ fn asking(status: &str) -> Asking {
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let ids: Vec<&str> = field("NSpid").unwrap_or_default().split_ascii_whitespace().collect();
     let first = ids.len() > 1 && ids.last() == Some(&"1");
-    let has = |name| field(name).and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(u64::MAX);
+    let has =
+        |name| field(name).and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(u64::MAX);
     let own = has("SigCgt") | has("SigIgn") | has("SigBlk");
     if first && own & (1 << (libc::SIGTERM - 1)) == 0 { Asking::End } else { Asking::Signal }
 }
@@ -224,7 +225,7 @@ mod tests {
             assert_eq!(asking(&status(ids, 0, 0, 0)), Asking::Signal);
         }
         assert_eq!(asking(""), Asking::Signal, "it has ended");
-        let whole = std::fs::read_to_string("/proc/self/status").unwrap();
+        let whole = fs::read_to_string("/proc/self/status").unwrap();
         assert_eq!(asking(&whole), Asking::Signal);
     }
 }

@@ -42,6 +42,8 @@ pub struct Options {
     pub master_args: Vec<String>,
     /// Tasks may run as root.
     pub allow_root_tasks: bool,
+    /// Tasks may be trusted, and weaken their fences.
+    pub allow_trusted_tasks: bool,
     /// The agent holds back what the rest of the machine is measured to use. Off, offers do not depend on it.
     pub measure_strangers: bool,
     /// Start the agent without a master; [`Cluster::start_master`] brings it later.
@@ -99,6 +101,7 @@ impl Cluster {
             agent: None,
             options,
         };
+        fs::create_dir(cluster.readable_dir()).context("make a directory")?;
         for log in ["master.log", "agent.log"] {
             harness::watch_log(&cluster.dir.path().join(log));
         }
@@ -136,6 +139,11 @@ impl Cluster {
     /// The agent's work directory.
     pub fn work_dir(&self) -> PathBuf {
         self.dir.path().join("work")
+    }
+
+    /// Where tasks may read and execute what a test puts there.
+    pub fn readable_dir(&self) -> PathBuf {
+        self.dir.path().join("readable")
     }
 
     /// The agent's cgroup, above all tasks.
@@ -410,6 +418,10 @@ impl Cluster {
         if self.options.allow_root_tasks {
             arguments.push("--allow-root-tasks".to_owned());
         }
+        if self.options.allow_trusted_tasks {
+            arguments.push("--allow-trusted-tasks".to_owned());
+        }
+        arguments.extend(["--readable-path".to_owned(), self.readable_dir().display().to_string()]);
         arguments.extend(self.options.agent_args.iter().cloned());
         arguments
     }

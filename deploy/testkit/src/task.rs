@@ -1,6 +1,10 @@
 //! Tasks to launch, from what matters about them.
 
-use bulkhead_proto::v1::{CpuOptions, Grant, PortRange, ResourceClass, Resources, TaskSpec};
+use std::path::Path;
+
+use bulkhead_proto::v1::{
+    Confinement, CpuOptions, Grant, PortRange, ResourceClass, Resources, TaskSpec, Volume,
+};
 
 /// A task with a small grant unless it says otherwise: 0.4 CPUs and 64 MiB.
 #[derive(Clone, Debug)]
@@ -145,6 +149,28 @@ impl Task {
     #[must_use]
     pub fn grace_ms(mut self, ms: u64) -> Self {
         self.0.kill_grace_ms = ms;
+        self
+    }
+
+    /// Changes what stands around it.
+    #[must_use]
+    pub fn confined(mut self, change: impl FnOnce(&mut Confinement)) -> Self {
+        change(self.0.confinement.get_or_insert_default());
+        self
+    }
+
+    /// A directory of the host at a place of its own.
+    #[must_use]
+    pub fn volume(mut self, source: &Path, target: &str, read_only: bool) -> Self {
+        let source = source.display().to_string();
+        self.0.volumes.push(Volume { source, target: target.to_owned(), read_only, ..Volume::default() });
+        self
+    }
+
+    /// Where it starts.
+    #[must_use]
+    pub fn working_dir(mut self, dir: &str) -> Self {
+        dir.clone_into(&mut self.0.working_dir);
         self
     }
 

@@ -30,7 +30,9 @@ pub(super) fn fences(cgroup: &Result<Cgroup, String>) -> Vec<Feature> {
         ),
         feature(
             "user_namespace",
-            user.and_then(|step| attempt(Namespaces::default(), vec![step], "root inside, another user outside")),
+            user.and_then(|step| {
+                attempt(Namespaces::default(), vec![step], "root inside, another user outside")
+            }),
             "tasks that are root only for themselves",
             "tasks that ask for a user namespace are refused",
         ),

@@ -99,7 +99,10 @@ fn a_fence_that_the_kernel_lacks_fails_the_launch_unless_it_is_waived() {
         assert!(refused.to_string().contains(feature) && refused.to_string().contains("allow_unenforced"));
         rules.waived.insert(feature.to_owned());
         let fences = check(asked(), &rules).unwrap();
-        assert_eq!((fences.landlock, fences.seccomp.is_some()), (feature != "landlock", feature != "seccomp"));
+        assert_eq!(
+            (fences.landlock, fences.seccomp.is_some()),
+            (feature != "landlock", feature != "seccomp")
+        );
         // What the task itself asks for is never left out.
         rules.allow_trusted = true;
         let own = check(v1::Confinement { seccomp: "{}".into(), ..asked() }, &rules);

@@ -67,11 +67,10 @@ async fn a_command_that_is_not_there() -> Result<()> {
 }
 
 async fn a_command_that_cannot_be_executed() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
-    let file = dir.path().join("text");
+    let dir = CLUSTER.get().await?.readable_dir();
+    let file = dir.join("text");
     fs::write(&file, "no program\n")?;
-    for (path, mode) in [(file.as_path(), 0o644), (file.as_path(), 0o755), (dir.path(), 0o755)] {
+    for (path, mode) in [(file.as_path(), 0o644), (file.as_path(), 0o755), (dir.as_path(), 0o755)] {
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
         let path = path.display().to_string();
         let end = run(Task::new("t", [path.as_str()])).await?;

@@ -7,7 +7,7 @@ use bulkhead_testkit::{
     Cluster, HANG,
     binaries::Binaries,
     cluster::{Verdict, until},
-    trials,
+    programs, trials,
 };
 use libtest_mimic::Trial;
 use serde_json::Value;
@@ -34,8 +34,8 @@ async fn run_prints_output_and_exits_as_the_task() -> Result<()> {
     let done = cluster.run_cli(&["run", "--cpus", "0.1", "--", "sh", "-c", script]).await?;
     assert_eq!((done.code, done.stdout.as_str()), (42, "to out\n"));
     assert!(done.stderr.contains("to err\n"), "{}", done.stderr);
-    let ended = cluster.run_cli(&["run", "--", "sh", "-c", "kill -USR1 $$"]).await?;
-    assert_eq!(ended.code, 128 + 10, "{}", ended.stderr);
+    let ended = cluster.run_cli(&[&["run", "--"][..], &programs::FAULT].concat()).await?;
+    assert_eq!(ended.code, 128 + 11, "{}", ended.stderr);
     let with = ["run", "--env", "A=b c", "--ports", "2", "--mem", "32MiB", "--user", "daemon", "--"];
     let script = "echo $A $BULKHEAD_MEM_BYTES; id -un; echo $PORTS | tr , '\\n' | wc -l; [ $PORT = $PORT0 ]";
     let done = cluster.run_cli(&[&with[..], &["sh", "-c", script]].concat()).await?;

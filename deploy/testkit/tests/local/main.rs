@@ -5,6 +5,7 @@ mod bad_config;
 mod bad_task;
 mod calibrate;
 mod command_line;
+mod confinement;
 mod disk;
 mod kill;
 mod ports;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         command_line::tests(),
         artifacts::tests(),
         calibrate::tests(),
+        confinement::tests(),
     ];
     harness::run(unfit, tests.into_iter().flatten().collect(), || harness::block_on(CLUSTER.finish()))
 }

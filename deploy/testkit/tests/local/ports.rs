@@ -96,14 +96,16 @@ async fn no_grant_means_no_port() -> Result<()> {
 
 /// Root may make cgroups below its own; a rule that knows only the task's cgroup would lose it there.
 async fn a_cgroup_below_is_held_too() -> Result<()> {
-    let cluster = Cluster::start(Options { allow_root_tasks: true, ..Options::default() }).await?;
+    let cluster = Cluster::start(Options { allow_root_tasks: true, allow_trusted_tasks: true, ..Options::default() }).await?;
     needs_port_rules(&cluster).await?;
     let framework = cluster.framework("below").await?;
     let own = cluster.guaranteed(&framework, "t")?.display().to_string();
     let script = "mkdir \"$0/a\" \"$0/a/b\" && echo $$ >\"$0/a/b/cgroup.procs\" && grep -c /a/b /proc/self/cgroup && exec \"$@\"";
     let mut argv = ["sh", "-c", script, &own].map(str::to_owned).to_vec();
     argv.extend(programs::bind_all(cluster.port(2)));
-    let end = framework.run(Task::new("t", argv).ports(&[cluster.port(1)]).user("root")).await?;
+    let task = Task::new("t", argv).ports(&[cluster.port(1)]).user("root");
+    // Others may write to no cgroup.
+    let end = framework.run(task.confined(|c| c.profile = "trusted".into())).await?;
     assert_eq!(cluster.stdout(&framework, "t").await?, format!("1\n{}", "EPERM\n".repeat(5)));
     assert_eq!(end.usage.map(|u| u.ports_refused), Some(5));
     framework.teardown().await?;

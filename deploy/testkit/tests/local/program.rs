@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use bulkhead_proto::v1::{LogStream, TaskReason, TaskState};
-use bulkhead_testkit::{Task, trials};
+use bulkhead_testkit::{Task, programs, trials};
 use libtest_mimic::Trial;
 
 use crate::CLUSTER;
@@ -47,10 +47,10 @@ async fn success_is_finished() -> Result<()> {
 async fn a_signal_is_named() -> Result<()> {
     let cluster = CLUSTER.get().await?;
     let framework = cluster.framework("signal").await?;
-    let end = framework.run(Task::shell("t", "kill -USR1 $$")).await?;
+    let end = framework.run(Task::new("t", programs::FAULT)).await?;
     assert_eq!((end.state(), end.reason()), (TaskState::Failed, TaskReason::Signaled));
-    assert_eq!((end.exit_code, end.signal), (None, Some(10)));
-    assert!(end.message.contains("SIGUSR1"), "{}", end.message);
+    assert_eq!((end.exit_code, end.signal), (None, Some(11)));
+    assert!(end.message.contains("SIGSEGV"), "{}", end.message);
     framework.teardown().await
 }
 

@@ -10,7 +10,7 @@ use bulkhead_proto::v1::{FrameworkInfo, TaskReason, TaskState};
 use bulkhead_testkit::{
     Cluster, Framework, Options, Task,
     cluster::{Verdict, until},
-    trials,
+    programs, trials,
 };
 use libtest_mimic::Trial;
 
@@ -95,7 +95,8 @@ async fn an_end_without_an_agent_is_told_later() -> Result<()> {
     let mut cluster = Cluster::start(Options::default()).await?;
     let framework = cluster.framework("away").await?;
     framework.start(until_go("t")).await?;
-    framework.start(Task::shell("s", "until [ -e go ]; do sleep 0.05; done; kill -USR1 $$")).await?;
+    let fault = ["until [ -e go ]; do sleep 0.05; done; exec \"$0\" \"$@\""];
+    framework.start(Task::new("s", [&["sh", "-c"], &fault[..], &programs::FAULT].concat())).await?;
     cluster.kill_agent_hard().await?;
     for task in ["t", "s"] {
         fs::write(cluster.task_dir(&framework, task).join("go"), "")?;
@@ -110,7 +111,7 @@ async fn an_end_without_an_agent_is_told_later() -> Result<()> {
     let end = framework.end_of("t").await?;
     assert_eq!((end.reason(), end.exit_code), (TaskReason::Exited, Some(7)), "{end:?}");
     let end = framework.end_of("s").await?;
-    assert_eq!((end.reason(), end.signal), (TaskReason::Signaled, Some(10)), "{end:?}");
+    assert_eq!((end.reason(), end.signal), (TaskReason::Signaled, Some(11)), "{end:?}");
     assert_eq!(cluster.stdout(&framework, "t").await?, "ready\nwent\n");
     framework.teardown().await?;
     cluster.finish().await

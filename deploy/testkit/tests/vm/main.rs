@@ -25,7 +25,17 @@ use bulkhead_testkit::{
 };
 
 /// For tests that neither stop anything nor need it otherwise.
-static CLUSTER: Shared = Shared::new(Options::default);
+static CLUSTER: Shared = Shared::new(options);
+
+/// Below it tasks may read what a test puts there.
+const READABLE: &str = "/var/tmp/bulkhead-vm";
+
+fn options() -> Options {
+    // Where it cannot be made, the cluster says so.
+    drop(std::fs::create_dir_all(READABLE));
+    let agent_args = ["--readable-path", READABLE].map(str::to_owned).to_vec();
+    Options { agent_args, ..Options::default() }
+}
 
 fn main() -> ExitCode {
     let unfit = match host::has_controllers() {

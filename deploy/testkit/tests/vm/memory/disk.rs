@@ -16,7 +16,7 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn make() -> Result<Self> {
-        let dir = tempfile::tempdir()?;
+        let dir = tempfile::tempdir_in(crate::READABLE)?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
         let image = dir.path().join("image");
         fs::File::create(&image)?.set_len(64 << 20)?;

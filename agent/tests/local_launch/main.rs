@@ -1,0 +1,269 @@
+//! A launch that fails, at whichever step, leaves nothing behind: on the running kernel, as root.
+//!
+//! Where it cannot run it prints `SKIP <test>: <reason>`.
+
+#![expect(clippy::print_stdout, clippy::unwrap_used, reason = "tests, also outside test functions")]
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bulkhead_agent::{
+    grant::{Grant, GrantDefaults},
+    isolate::{IsolateError, Isolator, Isolators, TaskPlace, tree::Tree},
+    kernel::{
+        cgroupfs::cgroup2_mount,
+        pidfd::Exit,
+        spawn::{ChildStep, SpawnError},
+    },
+    launch::{
+        LaunchError, Launcher, Plan, Running,
+        confine::Rules,
+        execute::Parts,
+        faults::{Faults, Step},
+        plan::Defaults,
+        view::HostParts,
+    },
+};
+use bulkhead_proto::v1;
+
+/// Which step fails, and what was seen of the others.
+#[derive(Default)]
+struct Plot {
+    fail_before: Option<Step>,
+    fail_child_at: Option<usize>,
+    steps: Vec<Step>,
+    child_steps: usize,
+}
+
+#[derive(Clone, Default)]
+struct Saboteur(Arc<Mutex<Plot>>);
+
+impl Faults for Saboteur {
+    fn before(&self, step: Step) -> Result<(), LaunchError> {
+        let mut plot = self.0.lock().unwrap();
+        plot.steps.push(step);
+        if plot.fail_before == Some(step) {
+            Err(LaunchError::Null(io::Error::other("sabotage")))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn child(&self, steps: &mut Vec<ChildStep<'_>>) {
+        let mut plot = self.0.lock().unwrap();
+        plot.child_steps = steps.len();
+        if let Some(index) = plot.fail_child_at {
+            steps.insert(index, ChildStep::Directory(c"/sabotage".to_owned()));
+        }
+    }
+}
+
+/// What an isolator keeps outside the cgroup: a map entry, a project id.
+#[derive(Clone, Default)]
+struct Entries(Arc<Mutex<BTreeSet<u64>>>);
+
+impl Isolator for Entries {
+    fn part(&self) -> &'static str {
+        "entries"
+    }
+
+    fn features(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    fn prepare(&self, task: &TaskPlace, _grant: &Grant) -> Result<(), IsolateError> {
+        self.0.lock().unwrap().insert(task.id);
+        Ok(())
+    }
+
+    fn update(&self, _task: &TaskPlace, _before: &Grant, _after: &Grant) -> Result<(), IsolateError> {
+        Ok(())
+    }
+
+    fn measure(&self, _task: &TaskPlace, _usage: &mut v1::TaskUsage) {}
+
+    fn cleanup(&self, task: &TaskPlace) -> Result<(), IsolateError> {
+        self.0.lock().unwrap().remove(&task.id);
+        Ok(())
+    }
+}
+
+struct Node {
+    dir: tempfile::TempDir,
+    tree: Tree,
+    entries: [Entries; 2],
+    saboteur: Saboteur,
+    launcher: Launcher,
+    defaults: Defaults,
+}
+
+/// Everything that a launch could leave.
+#[derive(Debug, PartialEq, Eq)]
+struct Left {
+    cgroups: Vec<PathBuf>,
+    sandboxes: Vec<PathBuf>,
+    mounts: String,
+    descriptors: BTreeSet<String>,
+    children: String,
+    entries: [BTreeSet<u64>; 2],
+}
+
+impl Node {
+    /// `None`, and the reason is printed, where a launch cannot work.
+    fn new(test: &str) -> Option<Self> {
+        let skip = |reason: &str| {
+            println!("SKIP {test}: {reason}");
+            None
+        };
+        if !nix::unistd::geteuid().is_root() {
+            return skip("needs root");
+        }
+        let Ok(mount) = cgroup2_mount() else { return skip("needs a cgroup2 mount") };
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let tree =
+            Tree::locate(Path::new(&format!("bulkhead-launch-{test}-{}", std::process::id()))).unwrap();
+        fs::create_dir_all(tree.root.path().join("guaranteed")).unwrap();
+        let entries = [Entries::default(), Entries::default()];
+        let parts = entries.iter().map(|e| Box::new(e.clone()) as Box<dyn Isolator>).collect();
+        let saboteur = Saboteur::default();
+        let parts = Parts {
+            tree: tree.clone(),
+            isolators: Arc::new(Isolators::new(parts)),
+            exits: None,
+            work_dir: dir.path().to_owned(),
+            host_parts: HostParts::make(dir.path(), &mount).unwrap(),
+            allow_root: false,
+        };
+        let launcher = Launcher::with_faults(parts, Some(Box::new(saboteur.clone())));
+        let volumes = dir.path().join("volumes");
+        fs::create_dir(&volumes).unwrap();
+        let defaults = Defaults {
+            user: "nobody".into(),
+            grant: GrantDefaults {
+                pids_max: 64,
+                disk_bytes: 0,
+                output_bytes: 1 << 20,
+                stall_percent: 80,
+                stall_for: Duration::from_secs(10),
+            },
+            kill_grace: Duration::from_secs(5),
+            rules: Rules { volume_dirs: vec![volumes], ..Rules::default() },
+        };
+        Some(Self { dir, tree, entries, saboteur, launcher, defaults })
+    }
+
+    async fn launch(&self, argv: &[&str]) -> Result<Running, LaunchError> {
+        let resources = v1::Resources { cpu_milli: 100, mem_bytes: 64 << 20, ..v1::Resources::default() };
+        let grant = v1::Grant { resources: Some(resources), class: 1, ..v1::Grant::default() };
+        let source = self.dir.path().join("volumes").display().to_string();
+        let volume = v1::Volume { source, target: "/tmp/volume".into(), ..v1::Volume::default() };
+        let spec = v1::TaskSpec {
+            task_id: "t".into(),
+            argv: argv.iter().map(|&a| a.into()).collect(),
+            grant: Some(grant),
+            volumes: vec![volume],
+            confinement: Some(v1::Confinement {
+                network_namespace: Some(true),
+                ..v1::Confinement::default()
+            }),
+            ..v1::TaskSpec::default()
+        };
+        let plan = Plan::make("f", &spec, &self.defaults).unwrap();
+        let launcher = self.launcher.clone();
+        tokio::task::spawn_blocking(move || launcher.prepare(plan, None)?.start()).await.unwrap()
+    }
+
+    fn plot<T>(&self, change: impl FnOnce(&mut Plot) -> T) -> T {
+        change(&mut self.saboteur.0.lock().unwrap())
+    }
+
+    fn left(&self) -> Left {
+        let names = |dir: &Path| {
+            let entries = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+            entries.filter(|path| path.is_dir()).collect::<Vec<_>>()
+        };
+        let sandboxes = self.dir.path().join("sandboxes");
+        let descriptors = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
+            let to = fs::read_link(entry.unwrap().path()).ok()?.display().to_string();
+            // Of this very look.
+            (!to.ends_with("/fd")).then_some(to)
+        });
+        let tasks = fs::read_dir("/proc/self/task").unwrap();
+        let children =
+            tasks.map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default());
+        Left {
+            cgroups: names(&self.tree.root.path().join("guaranteed")),
+            sandboxes: if sandboxes.exists() { names(&sandboxes) } else { Vec::new() },
+            mounts: fs::read_to_string("/proc/self/mountinfo").unwrap(),
+            descriptors: descriptors.collect(),
+            children: children.collect(),
+            entries: [0, 1].map(|n| self.entries[n].0.lock().unwrap().clone()),
+        }
+    }
+
+    /// A launch that nobody disturbs, and its orderly end.
+    async fn undisturbed(&self) {
+        let running = self.launch(&["sh", "-c", "[ $$ = 1 ] && [ -d /tmp/volume ]"]).await.unwrap();
+        assert_eq!(running.process.ended().await.unwrap(), Exit::Code(0));
+        running.cgroup.cgroup.wait_empty().await.unwrap();
+        self.launcher.clear(&running.cgroup);
+        running.sandbox.remove().unwrap();
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        drop(self.tree.root.remove());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_failure_at_any_step_leaves_nothing() {
+    let Some(node) = Node::new("a_failure_at_any_step_leaves_nothing") else { return };
+    node.undisturbed().await;
+    let (steps, child_steps) = node.plot(|plot| (plot.steps.clone(), plot.child_steps));
+    let expected = [Step::Sandbox, Step::Limit(1), Step::Spawn, Step::Attach(1), Step::Watch];
+    assert!(expected.iter().all(|step| steps.contains(step)), "{steps:?}");
+    let before = node.left();
+    for step in steps {
+        node.plot(|plot| plot.fail_before = Some(step));
+        let error = node.launch(&["sleep", "600"]).await.unwrap_err();
+        assert!(error.explain().contains("sabotage"), "{step:?}: {}", error.explain());
+        assert_eq!(node.left(), before, "after a failure at {step:?}");
+    }
+    node.plot(|plot| plot.fail_before = None);
+    // The last is the place just before the program is executed; after the filter of system calls the step is
+    // answered like any other.
+    assert!(child_steps > 40, "{child_steps}");
+    for at in 0..=child_steps {
+        node.plot(|plot| plot.fail_child_at = Some(at));
+        let error = node.launch(&["sleep", "600"]).await.unwrap_err();
+        assert!(
+            matches!(&error, LaunchError::Spawn { source: SpawnError::Step { index, step, .. }, .. }
+                if *index == at && step == "enter the directory /sabotage"),
+            "{at}: {}",
+            error.explain()
+        );
+        assert_eq!(node.left(), before, "after a failure of the child at {at}");
+    }
+    node.plot(|plot| plot.fail_child_at = None);
+    node.undisturbed().await;
+    assert_eq!(node.left(), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_program_that_is_not_there_leaves_nothing() {
+    let Some(node) = Node::new("a_program_that_is_not_there_leaves_nothing") else { return };
+    node.undisturbed().await;
+    let before = node.left();
+    let error = node.launch(&["no-such-program"]).await.unwrap_err();
+    assert_eq!(error.reason(), v1::TaskReason::CommandNotFound, "{}", error.explain());
+    assert_eq!(node.left(), before);
+}
