@@ -189,7 +189,11 @@ async fn launch_task(
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
         let prepared = prepared?;
-        if nothing_to_stage { prepared.start().map(Reached::Running) } else { Ok(Reached::Prepared(prepared)) }
+        if nothing_to_stage {
+            prepared.start().map(Reached::Running)
+        } else {
+            Ok(Reached::Prepared(prepared))
+        }
     })
     .await?;
     let running = match reached {

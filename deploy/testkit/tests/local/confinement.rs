@@ -49,8 +49,7 @@ async fn output(cluster: &Cluster, task: Task) -> Result<String> {
 }
 
 async fn trusting() -> Result<Cluster> {
-    let options =
-        Options { allow_root_tasks: true, allow_trusted_tasks: true, ..Options::default() };
+    let options = Options { allow_root_tasks: true, allow_trusted_tasks: true, ..Options::default() };
     Cluster::start(options).await
 }
 
@@ -93,7 +92,10 @@ async fn root_has_no_privileges_either() -> Result<()> {
 }
 
 async fn namespaces_of_its_own() -> Result<()> {
-    let seen = shell("for n in mnt pid ipc uts net user; do echo $n $(readlink /proc/self/ns/$n); done; echo pid $$").await?;
+    let seen = shell(
+        "for n in mnt pid ipc uts net user; do echo $n $(readlink /proc/self/ns/$n); done; echo pid $$",
+    )
+    .await?;
     for line in seen.lines().take(6) {
         let (name, inside) = line.split_once(' ').context("a name")?;
         let outside = fs::read_link(format!("/proc/self/ns/{name}"))?.display().to_string();
@@ -146,7 +148,9 @@ async fn what_tells_of_the_host_is_hidden() -> Result<()> {
 async fn other_sandboxes_are_out_of_reach() -> Result<()> {
     let cluster = CLUSTER.get().await?;
     let framework = cluster.framework("neighbours").await?;
-    framework.start(Task::shell("a", "echo secret >file; chmod 666 file; echo ready; exec sleep 600")).await?;
+    framework
+        .start(Task::shell("a", "echo secret >file; chmod 666 file; echo ready; exec sleep 600"))
+        .await?;
     cluster.stdout_until(&framework, "a", "ready").await?;
     let file = cluster.task_dir(&framework, "a").join("file").display().to_string();
     let script = "cat $0 2>/dev/null || echo unread; echo x 2>/dev/null >$0 || echo unwritten";
@@ -157,7 +161,10 @@ async fn other_sandboxes_are_out_of_reach() -> Result<()> {
 }
 
 async fn output_can_be_opened_again() -> Result<()> {
-    assert_eq!(shell("echo one >/dev/stdout; echo two >>/proc/self/fd/1; echo three").await?, "one\ntwo\nthree\n");
+    assert_eq!(
+        shell("echo one >/dev/stdout; echo two >>/proc/self/fd/1; echo three").await?,
+        "one\ntwo\nthree\n"
+    );
     Ok(())
 }
 
@@ -216,7 +223,9 @@ async fn volumes_lie_where_the_operator_says() -> Result<()> {
 
 async fn root_of_its_own_user_namespace() -> Result<()> {
     let cluster = CLUSTER.get().await?;
-    let script = format!("id -u; id -g; cat /proc/self/uid_map | tr -s ' '; touch mine; stat -c %u mine; {PRIVILEGES}");
+    let script = format!(
+        "id -u; id -g; cat /proc/self/uid_map | tr -s ' '; touch mine; stat -c %u mine; {PRIVILEGES}"
+    );
     let framework = cluster.framework("root").await?;
     let task = Task::shell("t", &script).confined(|c| c.user_namespace = Some(true));
     let end = framework.run(task).await?;
@@ -225,7 +234,8 @@ async fn root_of_its_own_user_namespace() -> Result<()> {
     let lines: Vec<&str> = seen.lines().collect();
     assert_eq!(lines[..4], ["0", "0", " 0 65534 1", "0"], "{seen}");
     assert_no_privileges(&lines[4..].join("\n"));
-    let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(cluster.task_dir(&framework, "t").join("mine"))?);
+    let owner =
+        std::os::unix::fs::MetadataExt::uid(&fs::metadata(cluster.task_dir(&framework, "t").join("mine"))?);
     assert_eq!(owner, 65534);
     framework.teardown().await
 }
@@ -271,7 +281,8 @@ async fn a_capability_for_a_trusted_task() -> Result<()> {
 async fn trusted_tasks_have_no_fences() -> Result<()> {
     let cluster = trusting().await?;
     let trusted = |script: &str| Task::shell("t", script).confined(|c| c.profile = "trusted".into());
-    let seen = output(&cluster, trusted("for n in mnt pid ipc uts; do readlink /proc/self/ns/$n; done")).await?;
+    let seen =
+        output(&cluster, trusted("for n in mnt pid ipc uts; do readlink /proc/self/ns/$n; done")).await?;
     for (line, name) in seen.lines().zip(["mnt", "pid", "ipc", "uts"]) {
         assert_eq!(line, fs::read_link(format!("/proc/self/ns/{name}"))?.display().to_string());
     }
@@ -296,10 +307,15 @@ async fn weaker_fences_are_refused() -> Result<()> {
     ];
     for task in tasks {
         let end = framework.run(task).await?;
-        assert_eq!((end.state(), end.reason()), (TaskState::Failed, TaskReason::ConfinementRefused), "{end:?}");
+        assert_eq!(
+            (end.state(), end.reason()),
+            (TaskState::Failed, TaskReason::ConfinementRefused),
+            "{end:?}"
+        );
         assert!(end.message.contains("allow_trusted_tasks"), "{end:?}");
     }
-    let end = framework.run(Task::new("groups", ["true"]).confined(|c| c.groups = vec!["disk".into()])).await?;
+    let end =
+        framework.run(Task::new("groups", ["true"]).confined(|c| c.groups = vec!["disk".into()])).await?;
     assert_eq!(end.reason(), TaskReason::ConfinementRefused, "{end:?}");
     framework.teardown().await
 }

@@ -96,7 +96,9 @@ async fn no_grant_means_no_port() -> Result<()> {
 
 /// Root may make cgroups below its own; a rule that knows only the task's cgroup would lose it there.
 async fn a_cgroup_below_is_held_too() -> Result<()> {
-    let cluster = Cluster::start(Options { allow_root_tasks: true, allow_trusted_tasks: true, ..Options::default() }).await?;
+    let cluster =
+        Cluster::start(Options { allow_root_tasks: true, allow_trusted_tasks: true, ..Options::default() })
+            .await?;
     needs_port_rules(&cluster).await?;
     let framework = cluster.framework("below").await?;
     let own = cluster.guaranteed(&framework, "t")?.display().to_string();
