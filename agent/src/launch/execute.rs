@@ -3,11 +3,11 @@
 //! Everything here blocks; [`Launcher::prepare`] and [`Prepared::start`] run on blocking threads.
 
 use std::{
-    fs::{self, File},
+    fs::{File, OpenOptions},
     io,
     os::{
         fd::{AsFd as _, OwnedFd},
-        unix::fs::{FileTypeExt as _, MetadataExt as _},
+        unix::fs::OpenOptionsExt as _,
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -24,7 +24,7 @@ use super::{
     sandbox::{Sandbox, SandboxError},
     seccomp::{Filter, FilterCache, SeccompError},
     undo::{Rollback, Undo},
-    view::{DeviceNode, HostParts, SANDBOX_IN_IMAGE, Tree as FileTree, View},
+    view::{HostParts, SANDBOX_IN_IMAGE, Tree as FileTree, View},
     volume::{OpenVolume, VolumeError},
 };
 use crate::{
@@ -77,18 +77,10 @@ pub enum LaunchError {
     /// A volume.
     #[error(transparent)]
     Volume(#[from] VolumeError),
-    /// A device that it was granted.
-    #[error("look at the device {}", path.display())]
-    Device {
-        /// Its file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// A mount of the sandbox.
+    /// A mount of the sandbox, of a readable path, or of a device that it was granted.
     #[error("make a mount of {}", path.display())]
     Mount {
-        /// Which directory.
+        /// Which.
         path: PathBuf,
         /// Why not.
         source: io::Error,
@@ -348,7 +340,7 @@ struct Files {
     /// Readable paths that its own /tmp would hide.
     readable: Vec<(OwnedFd, PathBuf)>,
     own_layer: Option<PathBuf>,
-    devices: Vec<DeviceNode>,
+    devices: Vec<(OwnedFd, PathBuf)>,
     landlock: Option<OwnedFd>,
     filter: Option<Arc<Filter>>,
 }
@@ -471,7 +463,9 @@ impl Prepared {
         Ok(Files {
             sandbox: if fences.private_files { Some(clone_tree(&self.sandbox.work())?) } else { None },
             landlock: if fences.landlock { Some(self.ruleset(&volumes)?) } else { None },
-            devices: devices.map(|rule| device_node(&rule.path)).collect::<Result<_, _>>()?,
+            devices: devices
+                .map(|d| Ok((clone_tree(&d.path)?, d.path.clone())))
+                .collect::<Result<_, LaunchError>>()?,
             filter: filter.transpose()?,
             readable: readable.collect::<Result<_, LaunchError>>()?,
             volumes,
@@ -511,35 +505,26 @@ impl Prepared {
             target: volume.target.clone(),
             writable: open.writable,
         });
-        let readable = files.readable.iter().map(|(fd, target)| FileTree {
-            fd: fd.as_fd(),
-            target: target.clone(),
-            writable: false,
-        });
         Some(View {
             parts,
             layers: self.image.as_ref().map_or(&[], |image| &image.layers),
             own_layer: files.own_layer.as_deref(),
             private: fences.private_files,
             pid_namespace: fences.namespaces.pid,
-            trees: own.into_iter().chain(readable).chain(volumes).collect(),
+            trees: own.into_iter().chain(of_host(&files.readable, false)).chain(volumes).collect(),
             tmp,
-            devices: &files.devices,
+            devices: of_host(&files.devices, true),
         })
     }
 }
 
-fn clone_tree(path: &Path) -> Result<OwnedFd, LaunchError> {
-    let opened = File::open(path).and_then(|directory| mounts::clone_tree(directory.as_fd()));
-    opened.map_err(|source| LaunchError::Mount { path: path.to_owned(), source })
+fn of_host(trees: &[(OwnedFd, PathBuf)], writable: bool) -> Vec<FileTree<'_>> {
+    trees.iter().map(|(fd, path)| FileTree { fd: fd.as_fd(), target: path.clone(), writable }).collect()
 }
 
-fn device_node(path: &Path) -> Result<DeviceNode, LaunchError> {
-    let failed = |source| LaunchError::Device { path: path.to_owned(), source };
-    let meta = fs::metadata(path).map_err(failed)?;
-    let (block, character) = (meta.file_type().is_block_device(), meta.file_type().is_char_device());
-    if !block && !character {
-        return Err(failed(io::Error::other("it is no device")));
-    }
-    Ok(DeviceNode { path: path.to_owned(), block, number: meta.rdev() })
+fn clone_tree(path: &Path) -> Result<OwnedFd, LaunchError> {
+    // Not opened for reading: a device would answer to that.
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path);
+    let opened = opened.and_then(|directory| mounts::clone_tree(directory.as_fd()));
+    opened.map_err(|source| LaunchError::Mount { path: path.to_owned(), source })
 }

@@ -68,17 +68,6 @@ pub struct Tree<'a> {
     pub writable: bool,
 }
 
-/// A device file in the task's /dev.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceNode {
-    /// Below /dev.
-    pub path: PathBuf,
-    /// A block device, or else a character device?
-    pub block: bool,
-    /// Major and minor.
-    pub number: u64,
-}
-
 /// What is to be seen.
 #[derive(Clone, Debug)]
 pub struct View<'a> {
@@ -96,8 +85,9 @@ pub struct View<'a> {
     pub trees: Vec<Tree<'a>>,
     /// Becomes /tmp.
     pub tmp: &'a Path,
-    /// Besides the usual ones.
-    pub devices: &'a [DeviceNode],
+    /// Device files of the host, below /dev, besides the usual ones. They are shown and not made: the task, whose cgroup
+    /// the child is in already, may use what it was granted and not make files of it.
+    pub devices: Vec<Tree<'a>>,
 }
 
 /// The task cannot be shown these files.
@@ -143,7 +133,7 @@ impl View<'_> {
             steps.prefix.clone_from(&self.parts.root);
         }
         if self.private {
-            steps.dev(self.devices)?;
+            steps.dev(&self.devices)?;
         }
         if self.private || self.pid_namespace {
             steps.mount("proc", Path::new("/proc"), HARMLESS, None)?;
@@ -219,13 +209,13 @@ impl<'a> Steps<'a> {
     }
 
     /// A memory file system with the usual files; /dev/shm is part of it.
-    fn dev(&mut self, devices: &[DeviceNode]) -> Result<(), ViewError> {
+    fn dev(&mut self, devices: &[Tree<'a>]) -> Result<(), ViewError> {
         let dev = Path::new("/dev");
         // Permissions as they are given below; the task's own mask comes later.
         self.list.push(ChildStep::Umask(0));
         self.mount("tmpfs", dev, libc::MS_NOSUID, Some(DEV_OPTIONS))?;
         for (name, major, minor) in NODES {
-            self.node(&dev.join(name), false, makedev(major, minor))?;
+            self.node(&dev.join(name), SFlag::S_IFCHR, makedev(major, minor))?;
         }
         for (name, to) in LINKS {
             let (to, path) = (cstring(Path::new(to))?, self.at(&dev.join(name))?);
@@ -237,14 +227,15 @@ impl<'a> Steps<'a> {
         }
         self.mount("devpts", &dev.join("pts"), libc::MS_NOSUID | libc::MS_NOEXEC, Some(PTS_OPTIONS))?;
         for device in devices {
-            self.directories_between(dev, &device.path)?;
-            self.node(&device.path, device.block, device.number)?;
+            self.directories_between(dev, &device.target)?;
+            self.node(&device.target, SFlag::S_IFREG, 0)?;
+            let target = self.at(&device.target)?;
+            self.list.push(ChildStep::MoveMount { tree: device.fd, target });
         }
         Ok(())
     }
 
-    fn node(&mut self, path: &Path, block: bool, device: u64) -> Result<(), ViewError> {
-        let kind = if block { SFlag::S_IFBLK } else { SFlag::S_IFCHR };
+    fn node(&mut self, path: &Path, kind: SFlag, device: u64) -> Result<(), ViewError> {
         let path = self.at(path)?;
         self.list.push(ChildStep::MakeNode { path, mode: kind.bits() | 0o666, device });
         Ok(())

@@ -19,7 +19,16 @@ fn parts() -> HostParts {
 
 fn view<'a>(parts: &'a HostParts, layers: &'a [PathBuf], trees: Vec<Tree<'a>>) -> View<'a> {
     let tmp = Path::new("/w/sandboxes/f/t/private/tmp");
-    View { parts, layers, own_layer: None, private: true, pid_namespace: true, trees, tmp, devices: &[] }
+    View {
+        parts,
+        layers,
+        own_layer: None,
+        private: true,
+        pid_namespace: true,
+        trees,
+        tmp,
+        devices: Vec::new(),
+    }
 }
 
 fn shown(view: &View<'_>) -> Vec<String> {
@@ -132,10 +141,9 @@ fn a_sandbox_below_the_hidden_tmp_is_shown_all_the_same() {
 
 #[test]
 fn granted_devices_are_beside_the_harmless_ones() {
-    let parts = parts();
-    let device = DeviceNode { path: "/dev/net/tun".into(), block: false, number: makedev(10, 200) };
-    let devices = [device];
-    let steps = shown(&View { devices: &devices, ..view(&parts, &[], Vec::new()) });
+    let (parts, null) = (parts(), File::open("/dev/null").unwrap());
+    let devices = vec![Tree { fd: null.as_fd(), target: "/dev/net/tun".into(), writable: true }];
+    let steps = shown(&View { devices, ..view(&parts, &[], Vec::new()) });
     assert!(
         position(&steps, "make the directory /dev/net") < position(&steps, "make the device /dev/net/tun")
     );
