@@ -40,7 +40,7 @@ pub enum Problem {
     Fetch(#[from] FetchError),
     /// The content is another.
     #[error("{0}: it was changed or damaged; check the artifact and its digest")]
-    Mismatch(#[from] Mismatch),
+    Mismatch(Mismatch),
     /// More than granted, or not wanted any more.
     #[error(transparent)]
     Spent(#[from] Spent),
@@ -73,6 +73,13 @@ pub enum Problem {
         /// Why not.
         source: io::Error,
     },
+}
+
+// By hand: as a source it would be told twice.
+impl From<Mismatch> for Problem {
+    fn from(mismatch: Mismatch) -> Self {
+        Self::Mismatch(mismatch)
+    }
 }
 
 /// Said where the sandbox has no room.
