@@ -21,6 +21,7 @@ pub mod api;
 pub mod config;
 pub mod estimate;
 pub mod event;
+pub mod fuzzing;
 pub mod grant;
 pub mod identity;
 pub mod isolate;

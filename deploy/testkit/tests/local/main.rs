@@ -6,6 +6,7 @@ mod bad_task;
 mod calibrate;
 mod command_line;
 mod confinement;
+mod devices;
 mod disk;
 mod kill;
 mod ports;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         ports::tests(),
         restart::tests(),
         disk::tests(),
+        devices::tests(),
         bad_config::tests(),
         bad_task::tests(),
         command_line::tests(),

@@ -5,6 +5,8 @@
 mod books;
 mod cores;
 mod cpu;
+#[path = "../local/devices.rs"]
+mod devices;
 mod disk_io;
 mod disk_space;
 #[path = "../local/kill.rs"]
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         books::tests(),
         resize::tests(),
         cores::tests(),
+        devices::tests(),
         traces::tests(),
     ];
     harness::run(unfit, tests.into_iter().flatten().collect(), || harness::block_on(CLUSTER.finish()))
