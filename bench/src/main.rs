@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! args -> launch     accept -> RUNNING     latency, fork_exec, agent_metrics
+//!      -> runtimes   launch to exec        beside container runtimes
 //!      -> overhead   an idle agent         process_cost
 //!      -> churn      many short tasks      and what they leave
 //!      -> isolation  a victim, disturbed   victim, antagonist, picture
@@ -23,6 +24,7 @@ mod machine;
 mod overhead;
 mod process_cost;
 mod report;
+mod runtimes;
 mod tables;
 
 use std::{
@@ -75,6 +77,15 @@ enum Benchmark {
 Percentiles are over the tasks of all bursts of a size. A first burst of each size is left out: it warms caches up.
 The agent's figures come from its buckets: at_most is the upper bound of the one with the percentile.")]
     Launch(launch::Settings),
+    /// How the agent's launcher compares with crun and runc, behind the same fences
+    ///
+    /// Launches the same static program in turn: by the launcher, inside this process, and by each container runtime
+    /// that is in PATH. All of them give it a cgroup, mount, pid, ipc and uts namespaces, no capabilities,
+    /// no_new_privs and a filter of system calls. Repeated while this process holds more memory.
+    #[command(after_help = "\
+crun and runc need cgroup v2 at /sys/fs/cgroup. Where older hierarchies are mounted there, give them a view of their own:
+  unshare -m sh -c 'umount -l /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; exec bulkhead-bench runtimes'")]
+    Runtimes(runtimes::Settings),
     /// What the agent and the master cost when nothing happens
     ///
     /// Measures both without a task and then with many sleeping ones: CPU time over the window (from the kernel's
@@ -97,7 +108,7 @@ tick of a window of 30 s is 0.03 %.")]
         after_help = "Needs about 1 GiB of memory, 512 MiB of disk, and cgroup v2 controllers to isolate with."
     )]
     Isolation(isolation::Settings),
-    /// Run launch, overhead and churn with their defaults
+    /// Run launch, runtimes, overhead and churn with their defaults
     All,
     /// The disturbed part of `isolation`
     #[command(hide = true)]
@@ -150,11 +161,13 @@ async fn measure(benchmark: &Benchmark) -> Result<Report> {
     let mut report = Report::of(Machine::read()?);
     match benchmark {
         Benchmark::Launch(settings) => report.launch = Some(launch::run(settings).await?),
+        Benchmark::Runtimes(settings) => report.runtimes = Some(runtimes::run(settings).await?),
         Benchmark::Overhead(settings) => report.overhead = Some(overhead::run(settings).await?),
         Benchmark::Churn(settings) => report.churn = Some(churn::run(settings).await?),
         Benchmark::Isolation(settings) => report.isolation = Some(isolation::run(settings).await?),
         Benchmark::Victim { .. } | Benchmark::Antagonist { .. } => {}
         Benchmark::All => {
+            report.runtimes = Some(runtimes::run(&defaults()?).await?);
             report.churn = Some(churn::run(&defaults()?).await?);
             report.launch = Some(launch::run(&defaults()?).await?);
             report.overhead = Some(overhead::run(&defaults()?).await?);

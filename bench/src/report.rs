@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::{churn::Churn, isolation::Row, launch::Burst, machine::Machine, overhead::Overhead};
+use crate::{churn::Churn, isolation::Row, launch::Burst, machine::Machine, overhead::Overhead, runtimes::Runtimes};
 
 /// The results of one invocation.
 #[derive(Clone, Debug, Serialize)]
@@ -13,6 +13,8 @@ pub(crate) struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) overhead: Option<Overhead>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) runtimes: Option<Vec<Runtimes>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) churn: Option<Churn>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) isolation: Option<Vec<Row>>,
@@ -21,6 +23,6 @@ pub(crate) struct Report {
 impl Report {
     /// Nothing measured yet.
     pub(crate) fn of(machine: Machine) -> Self {
-        Self { machine, launch: None, overhead: None, churn: None, isolation: None }
+        Self { machine, launch: None, overhead: None, runtimes: None, churn: None, isolation: None }
     }
 }

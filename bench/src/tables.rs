@@ -4,6 +4,8 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 
 use crate::{
     churn::{Churn, Leavings},
+    latency::Summary,
+    runtimes::Runtimes,
     isolation::{Row, victim::Measured},
     launch::Burst,
     machine::Machine,
@@ -16,6 +18,7 @@ use crate::{
 pub(crate) fn render(report: &Report) -> String {
     let mut parts = vec![machine(&report.machine)];
     parts.extend(report.launch.as_deref().map(launch));
+    parts.extend(report.runtimes.as_deref().map(runtimes));
     parts.extend(report.overhead.as_ref().map(overhead));
     parts.extend(report.churn.as_ref().map(churn));
     parts.extend(report.isolation.as_deref().map(isolation));
@@ -93,6 +96,27 @@ fn overhead(overhead: &Overhead) -> String {
     format!("{}\nover {} s; 100 % is one CPU", table(&header, rows.collect()), overhead.window_seconds)
 }
 
+fn runtimes(sizes: &[Runtimes]) -> String {
+    let line = |mib: usize, what: String, summary: &Summary, ratio: String| {
+        let times = [summary.min_us, summary.p50_us, summary.p99_us].map(ms);
+        let mut cells = vec![mib.to_string(), what];
+        cells.extend(times);
+        cells.push(ratio);
+        cells
+    };
+    let mut lines = Vec::new();
+    for size in sizes {
+        let mib = size.resident_mib;
+        lines.push(line(mib, "launch to exec".to_owned(), &size.launch_to_exec, String::new()));
+        lines.push(line(mib, "launch to gone".to_owned(), &size.launch_to_gone, String::new()));
+        for runtime in &size.runtimes {
+            let what = format!("{} run{}", runtime.name, if runtime.cgroup { "" } else { ", no cgroup" });
+            lines.push(line(mib, what, &runtime.run, format!("{:.2} x", runtime.launch_ratio_p50)));
+        }
+    }
+    table(&["RESIDENT MiB", "BY", "MIN ms", "P50 ms", "P99 ms", "EXEC / RUN"], lines)
+}
+
 fn churn(churn: &Churn) -> String {
     let parts = |left: &Leavings| {
         [left.task_cgroups, left.mounts, left.agent_descriptors, left.agent_zombies, left.bpf_map_entries]
@@ -162,7 +186,7 @@ fn mib(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{agent_metrics::AgentLaunches, latency::Summary};
+    use crate::agent_metrics::AgentLaunches;
 
     fn report() -> Report {
         let summary = |p50_us| Summary {
@@ -202,6 +226,7 @@ mod tests {
             machine: Machine::read().unwrap(),
             launch: Some(vec![burst]),
             overhead: Some(Overhead { window_seconds: 30, windows: vec![window] }),
+            runtimes: None,
             churn: None,
             isolation: None,
         }
