@@ -147,6 +147,13 @@ struct Settings {
     /// Let tasks have files of this directory of the host, which the agent reads as root; may be given several times
     #[arg(long = "artifact-dir", value_name = "DIR", global = true)]
     artifact_dirs: Vec<PathBuf>,
+    /// Let tasks have local images from this directory and below, which the agent reads as root; may be given several
+    /// times
+    #[arg(long = "image-dir", value_name = "DIR", global = true)]
+    image_dirs: Vec<PathBuf>,
+    /// Let tasks have images of this registry, with TLS; may be given several times
+    #[arg(long = "registry", value_name = "HOST[:PORT]", global = true)]
+    registries: Vec<String>,
     /// Let tasks run as root without a user namespace: only for frameworks that are trusted
     #[arg(long, global = true)]
     allow_root_tasks: bool,
@@ -197,6 +204,8 @@ impl Settings {
         );
         config.attributes.extend(self.attributes);
         config.artifact_dirs.extend(self.artifact_dirs);
+        config.image_dirs.extend(self.image_dirs);
+        config.registries.extend(self.registries);
         if !self.allow_unenforced.is_empty() {
             config.allow_unenforced = self.allow_unenforced;
         }

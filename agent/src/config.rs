@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use bulkhead_image::Credentials;
 use bulkhead_proto::resources::PortSet;
 use bulkhead_stage::StageConfig;
 use bytesize::ByteSize;
@@ -67,6 +68,18 @@ pub struct Config {
     pub keep_system_off_exclusive_cores: bool,
     /// Whom tasks run as that name no user.
     pub task_user: String,
+    /// Local images are read from these directories and those below them. The agent reads them as root, so none by
+    /// default.
+    pub image_dirs: Vec<PathBuf>,
+    /// Space of all unpacked images.
+    pub image_store_size: ByteSize,
+    /// HOST[:PORT] of registries that images may be pulled from, with TLS. The agent reaches networks that tasks may
+    /// not, so none by default.
+    pub registries: Vec<String>,
+    /// The same, without TLS.
+    pub insecure_registries: Vec<String>,
+    /// Names and passwords for registries, in the form of Docker's `config.json`; empty is none.
+    pub registry_auth_file: PathBuf,
     /// May tasks run as root without a user namespace? Only for frameworks that are trusted.
     pub allow_root_tasks: bool,
     /// Devices that tasks may be granted, by their paths below /dev; a `*` at the end stands for any rest. None by
@@ -137,6 +150,12 @@ impl Default for Config {
             allow_unenforced: Vec::new(),
             keep_system_off_exclusive_cores: true,
             task_user: "nobody".into(),
+            image_dirs: Vec::new(),
+            // A dozen large images; small next to any disk that tasks run on.
+            image_store_size: ByteSize::gib(20),
+            registries: Vec::new(),
+            insecure_registries: Vec::new(),
+            registry_auth_file: PathBuf::new(),
             allow_root_tasks: false,
             allow_devices: Vec::new(),
             allow_trusted_tasks: false,
@@ -271,6 +290,9 @@ impl Config {
         if let Some(dir) = self.artifact_dirs.iter().find(|dir| !dir.is_absolute()) {
             return bad("artifact_dirs", dir.display().to_string(), "give absolute paths");
         }
+        if let Some(dir) = self.image_dirs.iter().find(|dir| !dir.is_absolute()) {
+            return bad("image_dirs", dir.display().to_string(), "give absolute paths");
+        }
         if self.sample_every_ms == 0 {
             return bad("sample_every_ms", "0".into(), "give at least 1");
         }
@@ -326,6 +348,23 @@ impl Config {
             fetch_timeout: Duration::from_millis(self.artifact_timeout_ms),
             ca_file: Some(self.artifact_ca_file.clone()).filter(|path| !path.as_os_str().is_empty()),
         }
+    }
+
+    /// How images are brought in.
+    ///
+    /// # Errors
+    /// When the credentials cannot be read.
+    pub fn images(&self) -> Result<bulkhead_image::Settings, bulkhead_image::CredentialsError> {
+        let file = &self.registry_auth_file;
+        let credentials =
+            if file.as_os_str().is_empty() { Credentials::default() } else { Credentials::read(file)? };
+        Ok(bulkhead_image::Settings {
+            image_dirs: self.image_dirs.clone(),
+            registries: self.registries.clone(),
+            insecure_registries: self.insecure_registries.clone(),
+            credentials,
+            ..bulkhead_image::Settings::new(self.image_store_size.as_u64())
+        })
     }
 
     /// `kill_grace_ms` as a duration.

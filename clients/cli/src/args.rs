@@ -223,6 +223,12 @@ pub(crate) struct RunArgs {
     #[arg(long, help_heading = "Task", value_name = "URI[,OPTION]...", value_parser = parse_artifact)]
     pub(crate) artifact: Vec<Artifact>,
 
+    /// Its root directory: oci:DIR[:TAG], docker-archive:FILE[:REF] or docker://HOST/NAME[:TAG|@DIGEST]
+    ///
+    /// Paths are those of the agent's host; its operator says from where images may come.
+    #[arg(long, help_heading = "Task", value_name = "REFERENCE")]
+    pub(crate) image: Option<String>,
+
     /// Print the task's id once it runs, and leave it running
     #[arg(long, short, help_heading = "Behaviour")]
     pub(crate) detach: bool,
@@ -230,8 +236,8 @@ pub(crate) struct RunArgs {
     #[arg(long, help_heading = "Behaviour", value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     pub(crate) timeout: Duration,
 
-    /// The command and its arguments
-    #[arg(required = true, last = true, value_name = "COMMAND")]
+    /// The command and its arguments; with --image, the image's own unless given
+    #[arg(required_unless_present = "image", last = true, value_name = "COMMAND")]
     pub(crate) argv: Vec<String>,
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bulkhead_proto::{
     resources::{PortSet, SCALARS},
-    v1::{Grant, Offer, ResourceClass, Resources, TaskSpec},
+    v1::{Grant, Image, Offer, ResourceClass, Resources, TaskSpec},
 };
 
 use crate::{
@@ -40,7 +40,7 @@ pub(crate) enum Misfit {
 impl Need {
     /// What the command line asks for; `suffix` makes the id unique.
     pub(crate) fn new(args: &RunArgs, suffix: &str) -> Self {
-        let name = args.name.clone().unwrap_or_else(|| default_name(&args.argv));
+        let name = args.name.clone().unwrap_or_else(|| default_name(&args.argv, args.image.as_deref()));
         let mut spec = TaskSpec {
             task_id: format!("{name}-{suffix}"),
             name,
@@ -53,6 +53,7 @@ impl Need {
         };
         args.fences.apply(&mut spec);
         spec.artifacts.clone_from(&args.artifact);
+        spec.image = args.image.clone().map(|reference| Image { reference });
         let class = ResourceClass::from(args.class);
         let mut grant = Grant { class: class.into(), ..Grant::default() };
         args.more.options(&mut grant);
@@ -150,10 +151,12 @@ fn port_env(ports: &PortSet) -> BTreeMap<String, String> {
     env
 }
 
-/// The command's own name, without what cannot stand in an id.
-fn default_name(argv: &[String]) -> String {
+/// The name of the command, or else of the image, without what cannot stand in an id.
+fn default_name(argv: &[String], image: Option<&str>) -> String {
     const LONGEST: usize = 32;
-    let file = argv.first().and_then(|p| p.rsplit('/').next()).unwrap_or_default();
+    let whole = argv.first().map(String::as_str).or(image).unwrap_or_default();
+    let file = whole.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    let file = if argv.is_empty() { file.split([':', '@']).next().unwrap_or_default() } else { file };
     let name: String = file.chars().filter(|&c| is_name_char(c)).take(LONGEST).collect();
     let name = name.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
     if name.is_empty() { "task".to_owned() } else { name.to_owned() }
@@ -240,12 +243,15 @@ pub(crate) mod tests {
 
     #[test]
     fn names_come_from_the_command() {
-        let name = |argv0: &str| default_name(&[argv0.to_owned()]);
+        let name = |argv0: &str| default_name(&[argv0.to_owned()], None);
         assert_eq!(name("/usr/bin/python3"), "python3");
         assert_eq!(name("./my prog!.sh"), "myprog.sh");
         assert_eq!(name("--"), "task");
         assert_eq!(name("ünï"), "n");
-        assert_eq!(default_name(&[]), "task");
+        assert_eq!(default_name(&[], None), "task");
+        for image in ["docker://r.example/team/web:v1", "docker://r.example/web@sha256:00", "oci:/srv/web/"] {
+            assert_eq!(default_name(&[], Some(image)), "web");
+        }
     }
 
     #[test]
