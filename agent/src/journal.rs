@@ -91,6 +91,9 @@ pub struct Started {
     /// The task's directory on this host.
     #[prost(string, tag = "6")]
     pub sandbox: String,
+    /// The image whose layers it uses, as the store of images knows it; empty is none.
+    #[prost(string, tag = "7")]
+    pub image: String,
 }
 
 /// The journal cannot be used.

@@ -30,6 +30,7 @@ use crate::{
     unix_time_ms,
 };
 
+mod imaging;
 mod launching;
 mod recovery;
 mod reporting;
@@ -107,6 +108,10 @@ struct Live {
     kill_early: watch::Sender<Option<KillRequest>>,
     /// How far its artifacts are, while they are staged.
     staging: Option<Arc<Board>>,
+    /// How far its image is, while it is fetched.
+    imaging: Option<watch::Receiver<bulkhead_image::Progress>>,
+    /// Keeps the layers of its root directory until its last process has ended.
+    image: Option<bulkhead_image::Lease>,
     ended: watch::Sender<bool>,
     /// What it holds, for its supervisor.
     grants: Option<watch::Sender<Arc<Grant>>>,
@@ -125,10 +130,27 @@ impl Live {
             supervisor: None,
             kill_early: watch::channel(None).0,
             staging: None,
+            imaging: None,
+            image: None,
             ended: watch::channel(false).0,
             grants: None,
             changing: Arc::default(),
             resizing: false,
+        }
+    }
+
+    /// How far its image and its files are, for people; empty where it waits for neither.
+    fn staging_words(&self) -> String {
+        let progress = self.imaging.as_ref().map(|imaging| *imaging.borrow());
+        match (progress, &self.staging) {
+            (Some(progress), None) => imaging::words(progress),
+            (Some(progress), Some(_))
+                if progress.total_layers == 0 || progress.done_layers < progress.total_layers =>
+            {
+                imaging::words(progress)
+            }
+            (_, Some(board)) => board.to_string(),
+            (None, None) => String::new(),
         }
     }
 }
@@ -143,6 +165,8 @@ pub struct Parts {
     pub reporter: Reporter,
     /// How tasks are started.
     pub launcher: Launcher,
+    /// Where their root directories come from.
+    pub images: bulkhead_image::Store,
     /// How their files come to them.
     pub stager: Stager,
     /// What outlives a crash.

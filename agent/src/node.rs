@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bulkhead_image::Store;
 use bulkhead_proto::{
     resources::PortSet,
     v1::{AgentInfo, Enforced, Resources},
@@ -85,6 +86,12 @@ pub enum NodeError {
         /// Why it is not there.
         detail: String,
     },
+    /// The store of images.
+    #[error(transparent)]
+    Images(#[from] bulkhead_image::ImageError),
+    /// The credentials for registries.
+    #[error(transparent)]
+    Credentials(#[from] bulkhead_image::CredentialsError),
     /// The cache of artifacts.
     #[error(transparent)]
     Cache(#[from] bulkhead_stage::CacheError),
@@ -221,6 +228,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         reporter: Reporter::new(enforced, Duration::from_millis(config.report_every_ms)),
         agent,
         launcher,
+        images: Store::open(&config.work_dir.join("images"), config.images()?)?,
         stager: Stager::new(config.stage())?,
         journal,
         events: Arc::clone(&events),

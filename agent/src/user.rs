@@ -126,38 +126,19 @@ pub fn image_group(image: &RootImage, name: &str) -> Result<u32, UserError> {
 }
 
 fn resolve(spec: &str, passwd: &str, group: &str) -> Result<Identity, UserError> {
-    let (user, wanted_group) = match spec.split_once(':') {
-        Some((user, group)) => (user, Some(group).filter(|g| !g.is_empty())),
-        None => (spec, None),
-    };
-    let number: Option<u32> = user.parse().ok();
-    let mut entries = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    let entry = entries.find_map(|fields| {
-        let [name, _, uid, gid, ..] = fields[..] else { return None };
-        let (uid, gid) = (uid.parse::<u32>().ok()?, gid.parse::<u32>().ok()?);
-        (name == user || number == Some(uid)).then(|| (name.to_owned(), uid, gid))
-    });
-    let (name, uid, primary) = match (entry, number) {
-        (Some(entry), _) => entry,
-        (None, Some(uid)) => (String::new(), uid, 0),
-        (None, None) => return Err(UserError::UnknownInImage(user.into())),
-    };
-    let gid = wanted_group.map_or(Ok(primary), |name| group_in(name, group))?;
-    let member = |line: &str| {
-        let [_, _, gid, members] = line.splitn(4, ':').collect::<Vec<_>>()[..] else { return None };
-        (!name.is_empty() && members.split(',').any(|m| m == name)).then(|| gid.parse::<u32>().ok())?
-    };
-    // A group that is named stands alone, as with other engines.
-    let more = group.lines().filter(|_| wanted_group.is_none()).filter_map(member).filter(|g| *g != gid);
-    Ok(Identity { uid, gid, groups: [gid].into_iter().chain(more).collect() })
+    let ids = bulkhead_image::user::resolve(spec, passwd.as_bytes(), group.as_bytes()).map_err(of_image)?;
+    Ok(Identity { uid: ids.uid, gid: ids.gid, groups: ids.groups })
 }
 
 fn group_in(name: &str, database: &str) -> Result<u32, UserError> {
-    let entry = database.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
-    });
-    entry.or_else(|| name.parse().ok()).ok_or_else(|| UserError::UnknownGroup(name.into()))
+    bulkhead_image::user::group_id(name, database.as_bytes()).map_err(of_image)
+}
+
+fn of_image(error: bulkhead_image::user::UserError) -> UserError {
+    match error {
+        bulkhead_image::user::UserError::NoUser(name) => UserError::UnknownInImage(name),
+        bulkhead_image::user::UserError::NoGroup(name) => UserError::UnknownGroup(name),
+    }
 }
 
 #[cfg(test)]

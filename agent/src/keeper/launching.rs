@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
+use bulkhead_image::{Reference, ReferenceError};
 use bulkhead_proto::v1::{self, TaskReason};
 use bulkhead_stage::Planned;
 use tokio::{
@@ -9,7 +10,7 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
-use super::{KILLS, Keeper, Live, Message, staging::Staging};
+use super::{KILLS, Keeper, Live, Message, imaging::Imaging, staging::Staging};
 use crate::{
     event::{EventKey, EventLog},
     grant::Grant,
@@ -24,6 +25,9 @@ use crate::{
     },
     unix_time_ms,
 };
+
+/// A task that may be launched: its plan, its image and its files.
+type Admitted = (Plan, Option<Reference>, Vec<Planned>);
 
 impl Keeper {
     pub(super) fn launch(&mut self, launch: v1::Launch) {
@@ -43,7 +47,8 @@ impl Keeper {
             self.table.get(&key).map_or(1, |r| r.to_task(&key).status.map_or(1, |s| s.sequence));
         let accepted = Accepted { spec: Some(spec.clone()), unix_time_ms: unix_time_ms(), first_sequence };
         match self.admit(&key, &spec) {
-            Ok((plan, artifacts)) => {
+            Ok((plan, image, artifacts)) => {
+                let imaging = self.imaging(&key, image);
                 let staging = self.staging(&key, artifacts);
                 let work = launch_task(
                     self.parts.launcher.clone(),
@@ -51,6 +56,7 @@ impl Keeper {
                     key.clone(),
                     plan,
                     accepted,
+                    imaging,
                     staging,
                 );
                 let myself = self.myself.clone();
@@ -69,16 +75,19 @@ impl Keeper {
     }
 
     /// Checks a task and books its grant.
-    fn admit(&mut self, key: &TaskKey, spec: &v1::TaskSpec) -> Result<(Plan, Vec<Planned>), Box<End>> {
+    fn admit(&mut self, key: &TaskKey, spec: &v1::TaskSpec) -> Result<Admitted, Box<End>> {
         let refuse = |reason, message| Box::new(End::failed(reason, message));
         let plan = Plan::make(&key.0, spec, &self.parts.defaults)
             .map_err(|error| refuse(error.reason(), error.to_string()))?;
+        let image = plan.image.as_deref().map(str::parse).transpose();
+        let image =
+            image.map_err(|error: ReferenceError| refuse(TaskReason::ImageFailed, error.to_string()))?;
         let artifacts = bulkhead_stage::check_all(&spec.artifacts)
             .map_err(|error| refuse(TaskReason::ArtifactFailed, error.to_string()))?;
         self.parts.ledger.admit(key.clone(), &plan.grant).map_err(|refusal| {
             refuse(TaskReason::InvalidGrant, format!("the grant does not fit this node: {refusal}"))
         })?;
-        Ok((plan, artifacts))
+        Ok((plan, image, artifacts))
     }
 
     /// What will fill the task's sandbox; a kill ends it.
@@ -97,6 +106,8 @@ impl Keeper {
     pub(super) fn launched(&mut self, key: TaskKey, running: Running) {
         let Some(live) = self.live.get_mut(&key) else { return };
         live.staging = None;
+        live.imaging = None;
+        live.image = running.image;
         self.parts.metrics.launched(live.accepted.elapsed());
         self.table.running(&key, running.sandbox.dir().to_owned(), unix_time_ms());
         self.supervise(key, Some(running.process), running.cgroup, Instant::now());
@@ -174,15 +185,24 @@ async fn launch_task(
     key: TaskKey,
     plan: Plan,
     accepted: Accepted,
+    imaging: Imaging,
     staging: Staging,
 ) -> Result<Running, LaunchError> {
     let promise = tokio::spawn({
         let (journal, key) = (journal.clone(), key.clone());
         async move { journal.record(&key.0, &key.1, Fact::Accepted(accepted)).await }
     });
+    let (image, lease) = match imaging.fetch().await {
+        Ok(root) => root.unzip(),
+        Err(error) => {
+            // Its end is not told before its beginning is kept.
+            drop(promise.await);
+            return Err(error);
+        }
+    };
     let (runtime, nothing_to_stage) = (Handle::current(), staging.artifacts.is_empty());
     let reached = blocking(move || {
-        let prepared = launcher.prepare(plan, None);
+        let prepared = launcher.prepare(plan, image);
         // Nothing runs that no journal keeps.
         match runtime.block_on(promise) {
             Ok(kept) => kept.map_err(LaunchError::Journal)?,
@@ -196,7 +216,7 @@ async fn launch_task(
         }
     })
     .await?;
-    let running = match reached {
+    let mut running = match reached {
         Reached::Running(running) => running,
         Reached::Prepared(prepared) => match staging.run(&prepared).await {
             Ok(()) => blocking(move || prepared.start()).await?,
@@ -206,6 +226,8 @@ async fn launch_task(
             }
         },
     };
+    running.started.image = lease.as_ref().map_or_else(String::new, |lease| lease.image().to_string());
+    running.image = lease;
     // RUNNING has a number that the end of the task must not have again, so the start is kept before it is told.
     if let Err(error) = journal.record(&key.0, &key.1, Fact::Started(running.started.clone())).await {
         // It runs; only a crash of the agent would lose sight of it.

@@ -107,6 +107,7 @@ impl Keeper {
         self.parts.ledger.adopt(key.clone(), &grant);
         match task.started.filter(|_| decision != Recovery::GiveUp) {
             Some(started) => {
+                self.adopt_image(&key, &started.image);
                 self.parts.launcher.isolators().recover(&cgroup, &grant);
                 let ran = Duration::from_millis(unix_time_ms().saturating_sub(started.unix_time_ms));
                 let since = Instant::now().checked_sub(ran).unwrap_or_else(Instant::now);

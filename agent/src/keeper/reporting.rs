@@ -111,12 +111,7 @@ impl Keeper {
             task: record.to_task(key),
             sandbox: record.sandbox.clone(),
             cgroup: if record.ended() { None } else { self.live.get(key).and_then(|l| l.cgroup.clone()) },
-            staging: self
-                .live
-                .get(key)
-                .and_then(|l| l.staging.as_ref())
-                .map(ToString::to_string)
-                .unwrap_or_default(),
+            staging: self.live.get(key).map(super::Live::staging_words).unwrap_or_default(),
         };
         self.table.all().map(listed).collect()
     }

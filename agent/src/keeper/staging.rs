@@ -69,6 +69,7 @@ impl Keeper {
         }
         let killed = self.live.get(key).and_then(|live| *live.kill_early.borrow());
         let end = match (error, killed) {
+            (LaunchError::Killed, Some(request)) => End::unstarted(request),
             (LaunchError::Stage(stage), Some(request)) if stage.problem.stopped() => End::unstarted(request),
             _ => End::failed(error.reason(), error.explain()),
         };

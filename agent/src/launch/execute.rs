@@ -102,6 +102,12 @@ pub enum LaunchError {
         /// At which step and why.
         source: SpawnError,
     },
+    /// The image could not be brought.
+    #[error(transparent)]
+    Image(Box<bulkhead_image::ImageError>),
+    /// Somebody asked for the task's end before its program was started.
+    #[error("the task was killed before it was started")]
+    Killed,
     /// The task's files could not be brought.
     #[error("stage the task's files")]
     Stage(#[source] bulkhead_stage::StageError),
@@ -123,6 +129,7 @@ impl LaunchError {
             }
             Self::Program(error) => error.reason(),
             Self::User(_) => TaskReason::UserUnknown,
+            Self::Image(_) => TaskReason::ImageFailed,
             Self::Stage(_) => TaskReason::ArtifactFailed,
             Self::Isolate { source, .. } if matches!(**source, IsolateError::Refused(_)) => {
                 TaskReason::InvalidGrant
@@ -204,6 +211,8 @@ pub struct Running {
     pub sandbox: Sandbox,
     /// For the journal.
     pub started: Started,
+    /// Keeps the layers of its root directory.
+    pub image: Option<bulkhead_image::Lease>,
 }
 
 impl Launcher {
@@ -375,9 +384,10 @@ impl Prepared {
             cgroup_id: self.place.id,
             unix_time_ms: crate::unix_time_ms(),
             sandbox: self.sandbox.dir().display().to_string(),
+            image: String::new(),
         };
         self.rollback.disarm();
-        Ok(Running { process, cgroup: self.place, sandbox: self.sandbox, started })
+        Ok(Running { process, cgroup: self.place, sandbox: self.sandbox, started, image: None })
     }
 
     /// User and group that the program will run as.

@@ -1,15 +1,8 @@
 //! A task's root directory, as an image gave it.
 
 use std::{
-    fs::File,
-    io::{self, Read as _},
-    os::fd::{AsFd as _, OwnedFd},
+    io,
     path::{Path, PathBuf},
-};
-
-use nix::{
-    errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
 };
 
 /// An image, unpacked on this host.
@@ -29,6 +22,20 @@ pub struct RootImage {
     pub working_dir: String,
 }
 
+impl From<bulkhead_image::Unpacked> for RootImage {
+    fn from(unpacked: bulkhead_image::Unpacked) -> Self {
+        let config = unpacked.config;
+        Self {
+            layers: unpacked.layers,
+            entrypoint: config.entrypoint,
+            cmd: config.cmd,
+            env: config.env.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
+            user: config.user,
+            working_dir: config.working_dir,
+        }
+    }
+}
+
 /// A user database larger than this is none.
 const MAX_DATABASE_BYTES: u64 = 1 << 20;
 
@@ -38,49 +45,15 @@ impl RootImage {
         self.entrypoint.iter().chain(&self.cmd).cloned().collect()
     }
 
-    /// The text of a small file in the image; `None` where there is none.
-    ///
-    /// Links are followed within the layer that has the file, and never out of it. Nothing but a plain file is
-    /// opened for reading.
+    /// The text of a small file in the image, looked up through all its layers; `None` where there is none.
     ///
     /// # Errors
-    /// When a layer cannot be read.
+    /// When a layer cannot be read, or the file is too large.
     pub fn read(&self, path: &str) -> io::Result<Option<String>> {
-        for layer in self.layers.iter().rev() {
-            match open_within(layer, path) {
-                Ok(found) => return read_small(found),
-                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Ok(None)
+        let found = bulkhead_image::root::read(&self.layers, Path::new(path), MAX_DATABASE_BYTES);
+        let found = found.map_err(io::Error::other)?;
+        Ok(found.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
-}
-
-fn open_within(layer: &Path, path: &str) -> Result<OwnedFd, Errno> {
-    let directory = nix::fcntl::open(
-        layer,
-        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-        nix::sys::stat::Mode::empty(),
-    )?;
-    // Not opened yet: a device or a pipe would answer to that.
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    openat2(directory.as_fd(), path, how)
-}
-
-/// A whiteout, like everything that is no plain file, reads as nothing.
-fn read_small(found: OwnedFd) -> io::Result<Option<String>> {
-    use std::os::fd::AsRawFd as _;
-    let found = File::from(found);
-    if !found.metadata()?.is_file() {
-        return Ok(None);
-    }
-    let file = File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))?;
-    let mut bytes = Vec::new();
-    file.take(MAX_DATABASE_BYTES).read_to_end(&mut bytes)?;
-    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 #[cfg(test)]
@@ -107,8 +80,8 @@ mod tests {
         assert_eq!(both.read("etc/shadow").unwrap(), None);
         fs::remove_file(high.path().join("etc/passwd")).unwrap();
         symlink("/etc/passwd", high.path().join("etc/passwd")).unwrap();
-        // It points to itself within the layer, and so nowhere.
-        assert_eq!(both.read("etc/passwd").unwrap().as_deref(), Some("low"));
+        // It points to itself within the image, and so nowhere.
+        assert!(both.read("etc/passwd").is_err());
         fs::remove_file(high.path().join("etc/passwd")).unwrap();
         nix::unistd::mkfifo(&high.path().join("etc/passwd"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert_eq!(both.read("etc/passwd").unwrap(), None);
