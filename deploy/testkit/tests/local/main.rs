@@ -8,6 +8,7 @@ mod command_line;
 mod confinement;
 mod devices;
 mod disk;
+mod image;
 mod kill;
 mod ports;
 mod program;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         restart::tests(),
         disk::tests(),
         devices::tests(),
+        image::tests(),
         bad_config::tests(),
         bad_task::tests(),
         command_line::tests(),
