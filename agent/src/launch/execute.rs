@@ -71,6 +71,9 @@ pub enum LaunchError {
     /// A file that every task needs.
     #[error("open /dev/null")]
     Null(#[source] io::Error),
+    /// The task names an image, and it was not unpacked.
+    #[error("the image {0} was not unpacked")]
+    NoImage(String),
     /// What it executes, now that its image is known.
     #[error(transparent)]
     Program(#[from] PlanError),
@@ -128,6 +131,7 @@ impl LaunchError {
                 TaskReason::ConfinementRefused
             }
             Self::Program(error) => error.reason(),
+            Self::NoImage(_) => TaskReason::ImageFailed,
             Self::User(_) => TaskReason::UserUnknown,
             Self::Image(_) => TaskReason::ImageFailed,
             Self::Stage(_) => TaskReason::ArtifactFailed,
@@ -251,6 +255,10 @@ impl Launcher {
     /// # Errors
     /// [`LaunchError`]; what was done is undone.
     pub fn prepare(&self, plan: Plan, image: Option<RootImage>) -> Result<Prepared, LaunchError> {
+        if let (Some(reference), None) = (&plan.image, &image) {
+            // On the host's root it would run with less around it than it asked for.
+            return Err(LaunchError::NoImage(reference.clone()));
+        }
         let mut rollback = Rollback::new(self.clone());
         self.before(Step::Identity)?;
         let identity = self.identity(&plan, image.as_ref())?;
