@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
-use crate::{churn::Churn, isolation::Row, launch::Burst, machine::Machine, overhead::Overhead, runtimes::Runtimes};
+use crate::{
+    churn::Churn, isolation::Row, launch::Burst, machine::Machine, overhead::Overhead, runtimes::Runtimes,
+};
 
 /// The results of one invocation.
 #[derive(Clone, Debug, Serialize)]

@@ -260,9 +260,7 @@ fn make_root(root: &Path) -> std::io::Result<()> {
 /// What a container engine asks for. The filter of system calls is a short one, which is in the runtime's favour.
 fn bundle_config(cgroup: bool) -> serde_json::Value {
     let none: [&str; 0] = [];
-    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| {
-        json!({ "destination": destination, "type": kind, "source": source, "options": options })
-    };
+    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": source, "options": options });
     let namespaces = ["pid", "ipc", "uts", "mount"].map(|kind| json!({ "type": kind }));
     let denied = ["bpf", "kexec_load", "mount", "umount2", "ptrace", "init_module", "finit_module", "keyctl"];
     let mut config = json!({

@@ -4,14 +4,14 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 
 use crate::{
     churn::{Churn, Leavings},
-    latency::Summary,
-    runtimes::Runtimes,
     isolation::{Row, victim::Measured},
+    latency::Summary,
     launch::Burst,
     machine::Machine,
     overhead::{Overhead, Window},
     process_cost::ProcessCost,
     report::Report,
+    runtimes::Runtimes,
 };
 
 /// Everything that was measured.

@@ -204,7 +204,7 @@ impl Fences {
             readable_paths: readable(asked, image, rules)?,
             add_capabilities,
             drop_capabilities: capabilities(&asked.drop_capabilities)?,
-            no_new_privs: asked.no_new_privs.or(confined.then_some(true)),
+            no_new_privs: asked.no_new_privs.or_else(|| confined.then_some(true)),
             seccomp: match asked.seccomp.as_str() {
                 "" => confined.then(String::new),
                 UNCONFINED => None,

@@ -127,7 +127,7 @@ impl Plan {
         for (what, id) in [("framework", framework_id), ("task", &spec.task_id)] {
             check_id(id).map_err(|problem| PlanError::Id { what, problem })?;
         }
-        if spec.argv.first().map_or(spec.image.is_none(), String::is_empty) {
+        if spec.argv.first().map_or_else(|| spec.image.is_none(), String::is_empty) {
             return Err(PlanError::NoCommand);
         }
         if let Some(name) = spec.env.keys().find(|k| k.is_empty() || k.contains('=')) {

@@ -63,7 +63,7 @@ impl Volume {
         }
         let allowed = rules.volume_dirs.iter().find(|dir| source.starts_with(dir));
         let allowed = allowed.ok_or_else(|| ConfineError::VolumeNotAllowed(asked.source.clone()))?.clone();
-        let below = source.strip_prefix(&allowed).unwrap_or(Path::new("")).to_owned();
+        let below = source.strip_prefix(&allowed).unwrap_or_else(|_| Path::new("")).to_owned();
         Ok(Self { allowed, below, target, read_only: asked.read_only })
     }
 

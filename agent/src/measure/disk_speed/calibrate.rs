@@ -378,7 +378,9 @@ mod tests {
             let lane = Lane::new(load(Read, order, SMALL_BYTES, false), size, Duration::ZERO);
             for _ in 0..5000 {
                 let offset = lane.offset().unwrap();
-                assert!(offset + u64::from(SMALL_BYTES) <= size && offset % u64::from(SMALL_BYTES) == 0);
+                assert!(
+                    offset + u64::from(SMALL_BYTES) <= size && offset.is_multiple_of(u64::from(SMALL_BYTES))
+                );
             }
         }
         let fill = Lane::new(load(Write, Sequential, LARGE_BYTES, false), size, Duration::ZERO);

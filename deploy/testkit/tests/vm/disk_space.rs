@@ -165,7 +165,7 @@ async fn refuses(kind: Kind) -> Result<()> {
     let end = framework.run(filler("bytes", &[]).disk_mib(20)).await?;
     assert_eq!(end.state(), TaskState::Finished, "{end:?}");
     let (refusal, total) = filled(&on.cluster, &framework, "bytes").await?;
-    let usage = end.usage.clone().context("a usage")?;
+    let usage = end.usage.context("a usage")?;
     assert_eq!(refusal, kind.refusal());
     assert!(usage.disk_bytes <= limit && usage.disk_bytes + 4096 >= limit, "{usage:?}");
     // The rest is what the file system needs for itself: directories and the map of the file's blocks.
@@ -177,7 +177,7 @@ async fn refuses(kind: Kind) -> Result<()> {
         g.disk = Some(DiskOptions { inodes: 50, ..DiskOptions::default() });
     });
     let end = framework.run(few).await?;
-    assert_eq!(end.usage.clone().context("a usage")?.disk_inodes, 50, "{end:?}");
+    assert_eq!(end.usage.context("a usage")?.disk_inodes, 50, "{end:?}");
     assert_eq!(on.cluster.stdout(&framework, "files").await?.trim(), "46", "{end:?}");
 
     // One that fills its sandbox takes nothing from another, and a restart of the agent nothing from the limit.
@@ -288,7 +288,7 @@ async fn keeps_the_end(kind: Kind) -> Result<()> {
     let framework = on.cluster.framework("output").await?;
     let keep: u64 = 1 << 20;
     // Five times its whole sandbox, in lines of 64 bytes, as fast as a small program goes.
-    let lines: u64 = (5 * 16 << 20) / 64;
+    let lines: u64 = ((5 * 16) << 20) / 64;
     let script = format!(
         "import sys\nfor n in range({}):\n    sys.stdout.write(''.join('%063d\\n' % (n * 256 + i) for i in range(256)))",
         lines / 256

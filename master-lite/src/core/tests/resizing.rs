@@ -153,7 +153,7 @@ fn an_agent_that_comes_back_says_how_a_resize_ended() {
 #[test]
 fn impossible_resizes_are_refused_before_the_agent_is_asked() {
     let (mut world, agent, framework) = World::with_a_task(0);
-    let mut refusal = |world: &mut World, wanted: Grant| {
+    let refusal = |world: &mut World, wanted: Grant| {
         world.ask(framework, wanted, &[]);
         world.resized(framework).remove(0).refusal
     };
