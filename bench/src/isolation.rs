@@ -119,7 +119,11 @@ struct Lab {
 impl Lab {
     async fn new(seconds: u64) -> Result<Self> {
         let program = std::env::current_exe().context("find this program's own file")?;
-        Ok(Self { cluster: Cluster::start(Options::default()).await?, program, seconds })
+        // Tasks may execute this program, wherever it is.
+        let dir = program.parent().context("this program's directory")?;
+        let agent_args = vec!["--readable-path".to_owned(), dir.display().to_string()];
+        let cluster = Cluster::start(Options { agent_args, ..Options::default() }).await?;
+        Ok(Self { cluster, program, seconds })
     }
 
     /// Plain processes, side by side.
@@ -170,11 +174,7 @@ impl Lab {
     }
 
     fn task(&self, id: &str, arguments: Vec<String>) -> Task {
-        let program = self.program.display().to_string();
-        let readable = self.program.parent().map(|dir| dir.display().to_string());
-        Task::new(id, [program].into_iter().chain(arguments)).with(|spec| {
-            spec.confinement.get_or_insert_default().readable_paths.extend(readable);
-        })
+        Task::new(id, [self.program.display().to_string()].into_iter().chain(arguments))
     }
 }
 

@@ -119,8 +119,11 @@ impl Ledger {
     /// [`Refusal`] where the growth does not fit; nothing changes then.
     pub fn stretch(&mut self, key: &TaskKey, grant: &Grant) -> Result<(), Refusal> {
         let Some(held) = self.held.get(key) else { return Ok(()) };
-        let now =
-            Resources { cpu_milli: held.pool.cpu_milli + held.revocable_cpu_milli, ..held.pool.clone() };
+        let cpu_milli = match grant.class {
+            Class::Guaranteed => held.pool.cpu_milli,
+            Class::Revocable => held.revocable_cpu_milli,
+        };
+        let now = Resources { cpu_milli, ..held.pool.clone() };
         self.check_room(&amounts(grant).saturating_sub(&now), grant.class)?;
         let wanted = Held::of(grant);
         let both = Held {

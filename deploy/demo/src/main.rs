@@ -19,11 +19,15 @@ mod stage;
 mod table;
 mod up;
 
-use std::{process::ExitCode, time::Instant};
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use bulkhead_testkit::signals::{self, Signals};
 use clap::{Parser, Subcommand};
+use tokio::time::timeout;
 
 use crate::{
     acts::{ACTS, Act},
@@ -34,6 +38,8 @@ use crate::{
 
 /// A line of the table did not hold, or the demo could not run to its end.
 const FAILED: u8 = 1;
+/// How far apart two processes of a group may hear of one signal.
+const SAME_SIGNAL: Duration = Duration::from_millis(500);
 /// This kernel lacks what the demo shows; as sysexits' EX_UNAVAILABLE.
 const UNAVAILABLE: u8 = 69;
 
@@ -91,8 +97,16 @@ async fn main() -> ExitCode {
     let result = match cli.command {
         Some(Command::Up) => up::run(&screen, &mut signals).await,
         None => tokio::select! {
-            result = demo(&screen, &cli) => result,
+            biased;
             number = signals.next() => Ok(signals::exit_code(number)),
+            result = demo(&screen, &cli) => match result {
+                // Ctrl-C reaches everything that this terminal started: what ended may have been told before us.
+                Err(error) => match timeout(SAME_SIGNAL, signals.next()).await {
+                    Ok(number) => Ok(signals::exit_code(number)),
+                    Err(_) => Err(error),
+                },
+                done => done,
+            },
         },
     };
     result.unwrap_or_else(|error| failed(&screen, &error))

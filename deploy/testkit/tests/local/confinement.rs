@@ -134,8 +134,9 @@ async fn the_host_is_read_only() -> Result<()> {
 }
 
 async fn what_tells_of_the_host_is_hidden() -> Result<()> {
-    let script = "wc -c </proc/kcore; ls /proc/acpi /sys/firmware 2>/dev/null | grep -c '^[a-z]*$'; ls -d /proc/[0-9]* | wc -l; \
-        echo 1 2>/dev/null >/proc/sys/kernel/panic || echo refused; echo me >/proc/self/comm && echo named; test -s /proc/meminfo && echo there";
+    // Not every kernel has each of them; where they are, they are empty.
+    let script = "cat /proc/kcore 2>/dev/null | wc -c; find /proc/acpi /sys/firmware -mindepth 1 2>/dev/null | wc -l; ls -d /proc/[0-9]* | wc -l; \
+        echo 1 2>/dev/null >/proc/sys/kernel/panic || echo refused; echo me >/proc/self/comm && echo named; grep -q MemTotal /proc/meminfo && echo there";
     let seen = shell(script).await?;
     let lines: Vec<&str> = seen.lines().collect();
     assert_eq!((lines[0], lines[1]), ("0", "0"), "{seen}");

@@ -57,7 +57,8 @@ async fn a_device_outside_the_grant_is_refused() -> Result<()> {
     let agent_args = vec!["--config".to_owned(), file];
     let cluster =
         Cluster::start(Options { allow_root_tasks: true, agent_args, ..Options::default() }).await?;
-    let probed: serde_json::Value = cluster.run_agent(&["probe".into(), "--json".into()]).await?.json()?;
+    let probe = cluster.run_agent(&["probe".into(), "--json".into()]).await?;
+    let probed: serde_json::Value = serde_json::from_str(&probe.stderr).context(probe.stderr)?;
     let features = probed["features"].as_array().context("features")?;
     if !features.iter().any(|f| f["name"] == "bpf_devices" && f["available"] == true) {
         cluster.finish().await?;

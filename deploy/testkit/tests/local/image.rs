@@ -184,6 +184,7 @@ async fn a_restarted_agent_keeps_the_layers_of_a_running_task() -> Result<()> {
     let mut setup = Setup::new(&json!({"Cmd": ["/bin/sleep", "600"], "User": "app"})).await?;
     let framework = setup.cluster.framework("restart").await?;
     framework.start(setup.task("t", &[])).await?;
+    setup.cluster.kill_agent_hard().await?;
     setup.cluster.restart_agent().await?;
     let layers = setup.cluster.work_dir().join("images/layers");
     assert_eq!(fs::read_dir(&layers)?.count(), 2);

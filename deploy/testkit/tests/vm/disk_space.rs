@@ -85,13 +85,18 @@ fn run(program: &str, arguments: &[&str]) -> Result<()> {
 
 impl OnDisk {
     async fn start(kind: Kind) -> Result<Self> {
+        Self::keeping(kind, 10).await
+    }
+
+    /// Keeps so many tasks that have ended, and their sandboxes.
+    async fn keeping(kind: Kind, tasks: usize) -> Result<Self> {
         if !Path::new(DEVICE).exists() {
             return harness::skip("needs a scratch disk, /dev/vda");
         }
         let settings = tempfile::NamedTempFile::with_suffix(".toml")?;
         let text = format!(
             "default_disk = \"{DEFAULT_MIB}MiB\"\ndisk_projects = \"{PROJECTS}\"\nreserve_disk = \"{RESERVE}\"\n\
-             sandbox_keep_count = 0\n"
+             sandbox_keep_count = {tasks}\n"
         );
         fs::write(settings.path(), text)?;
         let config = settings.into_temp_path().keep()?;
@@ -171,14 +176,14 @@ async fn refuses(kind: Kind) -> Result<()> {
     // The rest is what the file system needs for itself: directories and the map of the file's blocks.
     assert!(total <= limit && total + (128 << 10) >= limit, "{total} bytes were written");
 
-    // The sandbox, its working directory and the two outputs are files too.
+    // The sandbox, its working directory, its /tmp and the two outputs are files too.
     let touch = "i=0; while true >f$i; do i=$((i+1)); done 2>/dev/null; echo $i";
     let few = Task::shell("files", touch).disk_mib(20).granted(|g| {
         g.disk = Some(DiskOptions { inodes: 50, ..DiskOptions::default() });
     });
     let end = framework.run(few).await?;
     assert_eq!(end.usage.context("a usage")?.disk_inodes, 50, "{end:?}");
-    assert_eq!(on.cluster.stdout(&framework, "files").await?.trim(), "46", "{end:?}");
+    assert_eq!(on.cluster.stdout(&framework, "files").await?.trim(), "45", "{end:?}");
 
     // One that fills its sandbox takes nothing from another, and a restart of the agent nothing from the limit.
     framework.start(filler("hog", &["stay"])).await?;
@@ -232,7 +237,7 @@ open('file', 'w').close()
 ";
 
 async fn frees(kind: Kind) -> Result<()> {
-    let mut on = OnDisk::start(kind).await?;
+    let mut on = OnDisk::keeping(kind, 0).await?;
     let framework = on.cluster.framework("ids").await?;
     let nested = Task::python("t-0", NEST).disk_mib(32).granted(|g| {
         g.disk = Some(DiskOptions { inodes: 4000, ..DiskOptions::default() });
