@@ -9,7 +9,7 @@ use std::{
     fs, io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -31,6 +31,7 @@ use bulkhead_agent::{
     },
 };
 use bulkhead_proto::v1;
+use tokio::sync::{Mutex, MutexGuard};
 
 /// Which step fails, and what was seen of the others.
 #[derive(Default)]
@@ -42,7 +43,7 @@ struct Plot {
 }
 
 #[derive(Clone, Default)]
-struct Saboteur(Arc<Mutex<Plot>>);
+struct Saboteur(Arc<std::sync::Mutex<Plot>>);
 
 impl Faults for Saboteur {
     fn before(&self, step: Step) -> Result<(), LaunchError> {
@@ -66,7 +67,7 @@ impl Faults for Saboteur {
 
 /// What an isolator keeps outside the cgroup: a map entry, a project id.
 #[derive(Clone, Default)]
-struct Entries(Arc<Mutex<BTreeSet<u64>>>);
+struct Entries(Arc<std::sync::Mutex<BTreeSet<u64>>>);
 
 impl Isolator for Entries {
     fn part(&self) -> &'static str {
@@ -94,7 +95,11 @@ impl Isolator for Entries {
     }
 }
 
+/// The tests look at the whole process, so one is at work at a time.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
 struct Node {
+    _alone: MutexGuard<'static, ()>,
     dir: tempfile::TempDir,
     tree: Tree,
     entries: [Entries; 2],
@@ -116,7 +121,8 @@ struct Left {
 
 impl Node {
     /// `None`, and the reason is printed, where a launch cannot work.
-    fn new(test: &str) -> Option<Self> {
+    async fn new(test: &str) -> Option<Self> {
+        let alone = ALONE.lock().await;
         let skip = |reason: &str| {
             println!("SKIP {test}: {reason}");
             None
@@ -156,7 +162,7 @@ impl Node {
             kill_grace: Duration::from_secs(5),
             rules: Rules { volume_dirs: vec![volumes], ..Rules::default() },
         };
-        Some(Self { dir, tree, entries, saboteur, launcher, defaults })
+        Some(Self { _alone: alone, dir, tree, entries, saboteur, launcher, defaults })
     }
 
     async fn launch(&self, argv: &[&str]) -> Result<Running, LaunchError> {
@@ -226,7 +232,7 @@ impl Drop for Node {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_failure_at_any_step_leaves_nothing() {
-    let Some(node) = Node::new("a_failure_at_any_step_leaves_nothing") else { return };
+    let Some(node) = Node::new("a_failure_at_any_step_leaves_nothing").await else { return };
     node.undisturbed().await;
     let (steps, child_steps) = node.plot(|plot| (plot.steps.clone(), plot.child_steps));
     let expected = [Step::Sandbox, Step::Limit(1), Step::Spawn, Step::Attach(1), Step::Watch];
@@ -260,7 +266,7 @@ async fn a_failure_at_any_step_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_program_that_is_not_there_leaves_nothing() {
-    let Some(node) = Node::new("a_program_that_is_not_there_leaves_nothing") else { return };
+    let Some(node) = Node::new("a_program_that_is_not_there_leaves_nothing").await else { return };
     node.undisturbed().await;
     let before = node.left();
     let error = node.launch(&["no-such-program"]).await.unwrap_err();
