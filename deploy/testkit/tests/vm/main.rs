@@ -9,6 +9,7 @@ mod cpu;
 mod devices;
 mod disk_io;
 mod disk_space;
+mod hostile;
 #[path = "../local/kill.rs"]
 mod kill;
 mod memory;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         resize::tests(),
         cores::tests(),
         devices::tests(),
+        hostile::tests(),
         traces::tests(),
     ];
     harness::run(unfit, tests.into_iter().flatten().collect(), || harness::block_on(CLUSTER.finish()))
