@@ -201,7 +201,9 @@ async fn bytes_and_operations_are_capped() -> Result<()> {
 async fn buffered_writes_are_capped() -> Result<()> {
     let on = OnDisk::start(Some(MODEL)).await?;
     let command = "dd if=/dev/zero of=f$i bs=256k count=64 conv=notrunc";
-    let cgroup = on.start_loop("t", command, |r| r.disk_write_bytes_per_sec = 4 * MIB).await?;
+    // Room for what waits to be written: at its memory limit the kernel might end the task instead.
+    let amounts = |r: &mut Resources| (r.disk_write_bytes_per_sec, r.mem_bytes) = (4 * MIB, 128 * MIB);
+    let cgroup = on.start_loop("t", command, amounts).await?;
     let [rates] = rates(&on, [&cgroup]).await?;
     eprintln!("buffered: asked 4194304, measured {:.0}", rates[1]);
     // Writeback comes in lumps, and pauses between them; beyond the cap it never is.
