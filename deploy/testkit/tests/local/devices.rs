@@ -55,8 +55,13 @@ async fn a_device_outside_the_grant_is_refused() -> Result<()> {
     fs::write(settings.path(), "allow_devices = [\"/dev/kmsg\", \"/dev/no*\"]\n")?;
     let file = settings.path().display().to_string();
     let agent_args = vec!["--config".to_owned(), file];
-    let cluster =
-        Cluster::start(Options { allow_root_tasks: true, agent_args, ..Options::default() }).await?;
+    let cluster = Cluster::start(Options {
+        allow_root_tasks: true,
+        allow_trusted_tasks: true,
+        agent_args,
+        ..Options::default()
+    })
+    .await?;
     let probe = cluster.run_agent(&["probe".into(), "--json".into()]).await?;
     let probed: serde_json::Value = serde_json::from_str(&probe.stderr).context(probe.stderr)?;
     let features = probed["features"].as_array().context("features")?;

@@ -50,6 +50,8 @@ fn main() -> ExitCode {
     let tests = [
         cpu::tests(),
         disk_space::tests(),
+        hostile::tests(),
+        devices::tests(),
         memory::tests(),
         pids::tests(),
         ports::tests(),
@@ -58,8 +60,6 @@ fn main() -> ExitCode {
         books::tests(),
         resize::tests(),
         cores::tests(),
-        devices::tests(),
-        hostile::tests(),
         traces::tests(),
     ];
     harness::run(unfit, tests.into_iter().flatten().collect(), || harness::block_on(CLUSTER.finish()))
