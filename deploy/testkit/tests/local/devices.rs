@@ -91,7 +91,7 @@ async fn a_device_outside_the_grant_is_refused() -> Result<()> {
         [("disk", disk.as_str(), "allow_devices"), ("missing", "/dev/nothing", "No such file")]
     {
         let end = framework.run(attempt(id, &disk, &[(path, "r")])).await?;
-        assert_eq!((end.state(), end.reason()), (TaskState::Failed, TaskReason::LaunchFailed));
+        assert_eq!((end.state(), end.reason()), (TaskState::Failed, TaskReason::InvalidGrant));
         assert!(end.message.contains(path) && end.message.contains(why), "{}", end.message);
     }
     framework.teardown().await?;
