@@ -226,6 +226,11 @@ async fn refuses(kind: Kind) -> Result<()> {
         if back.refusal.is_empty() { Ok(()) } else { Err(Verdict::NotYet(back.refusal)) }
     })
     .await?;
+    // The agent is stopped next, and tasks outlive it: these would keep the disk busy.
+    for task in ["hog", "victim"] {
+        framework.kill(task, 0).await?;
+        framework.end_of(task).await?;
+    }
     framework.teardown().await?;
     on.finish().await
 }
@@ -278,12 +283,15 @@ async fn frees(kind: Kind) -> Result<()> {
     })
     .await?;
     for n in 4..8 {
-        let id = format!("t-{n}");
+        let (framework, mut attempt) = (&framework, 0);
         // XFS counts a removed file for a moment longer.
-        until("an id to be free", || async {
-            let end =
-                framework.run(Task::new(&id, ["true"])).await.map_err(|e| Verdict::Never(e.to_string()))?;
-            if end.state() == TaskState::Finished { Ok(()) } else { Err(Verdict::NotYet(end.message)) }
+        until("an id to be free", || {
+            attempt += 1;
+            let task = Task::new(&format!("t-{n}-{attempt}"), ["true"]);
+            async move {
+                let end = framework.run(task).await.map_err(|e| Verdict::Never(e.to_string()))?;
+                if end.state() == TaskState::Finished { Ok(()) } else { Err(Verdict::NotYet(end.message)) }
+            }
         })
         .await?;
     }
