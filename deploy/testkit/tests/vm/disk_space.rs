@@ -327,7 +327,9 @@ async fn keeps_the_end(kind: Kind) -> Result<()> {
     let metadata = fs::metadata(&stdout)?;
     assert_eq!(metadata.size(), lines * 64, "offsets stay");
     let held = metadata.blocks() * 512;
-    assert!((keep..keep * 2).contains(&held), "{held} bytes are held");
+    // XFS holds space ready behind the end of a file that grows.
+    let most = if kind == Kind::Xfs { keep * 4 } else { keep * 2 };
+    assert!((keep..most).contains(&held), "{held} bytes are held");
     let text = on.cluster.output(framework.id(), "talker", LogStream::Stdout).await?;
     assert!(text.len() as u64 >= keep && !text.contains('\0'), "{} bytes", text.len());
     assert!(text.ends_with(&format!("{:063}\n", lines - 1)), "the end is there");
