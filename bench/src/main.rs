@@ -16,6 +16,7 @@
 
 mod agent_metrics;
 mod churn;
+mod exec_times;
 mod fork_exec;
 mod isolation;
 mod latency;

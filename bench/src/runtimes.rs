@@ -1,7 +1,8 @@
 //! The agent's launcher next to container runtimes: the same program behind the same fences, in the same run.
 //!
 //! Each starts the static `busybox true` in a cgroup, with mount, pid, ipc and uts namespaces, no capabilities, no_new_privs and a
-//! filter of system calls. Of the launcher the time to exec is taken, and the time until the program has ended and its
+//! filter of system calls. Of the launcher three times are taken: to the exec, by the kernel's clock ([`ExecTimes`]);
+//! until it knows of it, by when the program has already run for a while; and until the program has ended and its
 //! cgroup is gone, which is what `run` of a runtime does. The launcher runs inside this program, so that the memory
 //! of this program is that of an agent: a ballast shows what that costs.
 
@@ -25,10 +26,12 @@ use bulkhead_proto::v1;
 use bulkhead_testkit::host;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use serde_json::json;
 
 use crate::{
+    exec_times::ExecTimes,
     latency::{Latencies, Summary},
     launch::count,
 };
@@ -58,8 +61,10 @@ pub(crate) struct Settings {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Runtimes {
     pub(crate) resident_mib: usize,
-    /// Until exec has succeeded.
+    /// Until exec has succeeded, as the kernel saw it.
     pub(crate) launch_to_exec: Summary,
+    /// Until the launcher knew of that.
+    pub(crate) launch_to_known: Summary,
     /// Until the program has ended and its cgroup is gone.
     pub(crate) launch_to_gone: Summary,
     pub(crate) runtimes: Vec<Runtime>,
@@ -95,7 +100,20 @@ fn fits(mib: usize) -> Result<bool> {
     Ok(u64::try_from(mib)? << 21 <= available)
 }
 
+/// Of one launch, all from its begin.
+struct Launched {
+    exec: Duration,
+    known: Duration,
+    gone: Duration,
+}
+
+fn monotonic_ns() -> Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("read the clock")?;
+    Ok(u64::try_from(Duration::from(now).as_nanos())?)
+}
+
 struct Lab {
+    exec_times: ExecTimes,
     dir: tempfile::TempDir,
     tree: Tree,
     launcher: Launcher,
@@ -105,7 +123,9 @@ struct Lab {
 impl Lab {
     fn new() -> Result<Self> {
         ensure!(host::is_root(), "launches need root");
-        let dir = tempfile::tempdir().context("make a directory")?;
+        // Not below /tmp: tasks have one of their own, and would need the way to their directory made in it.
+        let base = std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into());
+        let dir = tempfile::tempdir_in(base).context("make a directory")?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
         let tree = Tree::locate(Path::new(&format!("bulkhead-bench-{}", std::process::id())))?;
         fs::create_dir_all(tree.root.path().join("guaranteed")).context("make a cgroup")?;
@@ -117,7 +137,8 @@ impl Lab {
             host_parts: HostParts::make(dir.path(), &cgroup2_mount()?)?,
             allow_root: false,
         };
-        Ok(Self { launcher: Launcher::new(parts), plan: plan()?, tree, dir })
+        let exec_times = ExecTimes::listen()?;
+        Ok(Self { exec_times, launcher: Launcher::new(parts), plan: plan()?, tree, dir })
     }
 
     async fn size(&self, resident_mib: usize, samples: usize) -> Result<Runtimes> {
@@ -131,14 +152,16 @@ impl Lab {
                 peers.push((peer, Latencies::new()?));
             }
         }
-        let (mut to_exec, mut to_gone) = (Latencies::new()?, Latencies::new()?);
+        let (mut to_exec, mut to_known, mut to_gone) =
+            (Latencies::new()?, Latencies::new()?, Latencies::new()?);
         for sample in 0..samples + WARM_UP {
-            let (exec, gone) = self.launch().await?;
+            let launched = self.launch().await?;
             // Between launches, so that all meet the same machine.
             let runs: Vec<Duration> = peers.iter().map(|(peer, _)| peer.run()).collect::<Result<_>>()?;
             if sample >= WARM_UP {
-                to_exec.add(exec);
-                to_gone.add(gone);
+                to_exec.add(launched.exec);
+                to_known.add(launched.known);
+                to_gone.add(launched.gone);
                 peers.iter_mut().zip(runs).for_each(|((_, latencies), took)| latencies.add(took));
                 bar.inc(1);
             }
@@ -152,24 +175,32 @@ impl Lab {
             Runtime { name: peer.name, cgroup: peer.cgroup, run, launch_ratio_p50 }
         });
         let runtimes = runtimes.collect();
-        Ok(Runtimes { resident_mib, launch_to_exec, launch_to_gone: to_gone.summary(), runtimes })
+        Ok(Runtimes {
+            resident_mib,
+            launch_to_exec,
+            launch_to_known: to_known.summary(),
+            launch_to_gone: to_gone.summary(),
+            runtimes,
+        })
     }
 
-    /// One task from its plan to exec, and until nothing of it is left but its sandbox.
-    async fn launch(&self) -> Result<(Duration, Duration)> {
+    /// One task from its plan to exec, and until nothing of it is left but its sandbox, which goes with the lab.
+    async fn launch(&self) -> Result<Launched> {
         let (launcher, plan) = (self.launcher.clone(), self.plan.clone());
-        let begun = Instant::now();
+        self.exec_times.clear()?;
+        let (begun, begun_ns) = (Instant::now(), monotonic_ns()?);
         let launched = tokio::task::spawn_blocking(move || {
             let running = launcher.prepare(plan, None)?.start()?;
             Ok::<(Running, Duration), bulkhead_agent::launch::LaunchError>((running, begun.elapsed()))
         });
-        let (running, to_exec) = launched.await?.map_err(|e| anyhow::anyhow!("{}", e.explain()))?;
+        let (running, known) = launched.await?.map_err(|e| anyhow::anyhow!("{}", e.explain()))?;
         running.process.ended().await.context("wait for the program")?;
         running.cgroup.cgroup.wait_empty().await?;
         self.launcher.clear(&running.cgroup);
-        let to_gone = begun.elapsed();
-        running.sandbox.remove()?;
-        Ok((to_exec, to_gone))
+        // The sandbox stays, as an agent lets it.
+        let gone = begun.elapsed();
+        let exec_ns = self.exec_times.of(running.process.pid().as_raw().cast_unsigned())?;
+        Ok(Launched { exec: Duration::from_nanos(exec_ns.saturating_sub(begun_ns)), known, gone })
     }
 }
 

@@ -108,6 +108,7 @@ fn runtimes(sizes: &[Runtimes]) -> String {
     for size in sizes {
         let mib = size.resident_mib;
         lines.push(line(mib, "launch to exec".to_owned(), &size.launch_to_exec, String::new()));
+        lines.push(line(mib, "launch to known".to_owned(), &size.launch_to_known, String::new()));
         lines.push(line(mib, "launch to gone".to_owned(), &size.launch_to_gone, String::new()));
         for runtime in &size.runtimes {
             let what = format!("{} run{}", runtime.name, if runtime.cgroup { "" } else { ", no cgroup" });

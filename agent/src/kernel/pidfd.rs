@@ -1,7 +1,8 @@
 //! Processes by descriptor: a pidfd never means another process, however often ids are reused.
 
 use std::{
-    io,
+    fs::File,
+    io::{self, Read as _},
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
 
@@ -50,7 +51,9 @@ pub fn open(pid: Pid) -> io::Result<OwnedFd> {
 /// # Errors
 /// When there is no such process.
 pub fn start_ticks(pid: Pid) -> io::Result<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // Larger than any such line: one read instead of one for every doubling of a buffer.
+    let mut stat = String::with_capacity(1024);
+    File::open(format!("/proc/{pid}/stat"))?.read_to_string(&mut stat)?;
     parse_start_ticks(&stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat: {stat:?}")))
 }
 
