@@ -22,6 +22,7 @@ pub mod devices;
 pub mod disk_io;
 pub mod disk_space;
 pub mod memory;
+pub mod network;
 pub mod output;
 pub mod pids;
 pub mod ports;

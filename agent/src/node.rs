@@ -27,6 +27,7 @@ use crate::{
         disk_io::{self, DiskIo},
         disk_space::{self, DiskSpace},
         memory::{Memory, MemorySetup},
+        network::Network,
         output::Outputs,
         pids::Pids,
         ports::Ports,
@@ -35,7 +36,10 @@ use crate::{
     journal::Journal,
     keeper::{Keeper, Parts, RecoverError},
     kernel::{
-        bpf::{self, DenialStream, DeviceKey, DeviceRules, ExitRecords, ForeignTimes, OomRecords, PortRules},
+        bpf::{
+            self, DenialStream, DeviceKey, DeviceRules, ExitRecords, ForeignTimes, NetRules, OomRecords,
+            PortRules,
+        },
         cgroupfs::cgroup2_mount,
         core_scheduling, limits,
         probe::Features,
@@ -198,6 +202,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     // Always there: they refuse what they cannot hold.
     parts.push(Box::new(disk_io));
     metrics.feature("bpf_devices", bpf.devices.is_some());
+    metrics.feature("bpf_net", bpf.net.is_some());
     let allowed = config.allow_devices.clone();
     parts.push(Box::new(Devices::new(bpf.devices.clone(), allowed, Arc::clone(&events))));
     if let Some(disk) = &disk {
@@ -279,6 +284,7 @@ struct Bpf {
     denials: Option<DenialStream>,
     devices: Option<Arc<DeviceRules>>,
     device_denials: Option<DenialStream<DeviceKey>>,
+    net: Option<Arc<NetRules>>,
     exits: Option<Arc<ExitRecords>>,
     ooms: Option<Arc<OomRecords>>,
     foreign: Option<Arc<ForeignTimes>>,
@@ -304,6 +310,13 @@ fn open_bpf(config: &Config, tree: &Tree) -> Result<Bpf, NodeError> {
             (None, None)
         }
     };
+    let net = match &loaded.net {
+        Ok(dir) => Some(Arc::new(NetRules::open(dir)?)),
+        Err(why) => {
+            tracing::warn!(why, "traffic is neither held nor counted");
+            None
+        }
+    };
     let exits = match &loaded.exits {
         Ok(dir) => Some(Arc::new(ExitRecords::open(dir)?)),
         Err(why) => {
@@ -327,6 +340,7 @@ fn open_bpf(config: &Config, tree: &Tree) -> Result<Bpf, NodeError> {
         denials: Some(DenialStream::open(&loaded.ports)?),
         devices,
         device_denials,
+        net,
         exits,
         ooms,
         foreign: foreign.ok().map(Arc::new),
@@ -420,6 +434,9 @@ fn isolators(
     }
     if let Some(outputs) = outputs {
         parts.push(Box::new(Arc::clone(outputs)));
+    }
+    if let Some(rules) = &bpf.net {
+        parts.push(Box::new(Network::new(Arc::clone(rules))));
     }
     if let Some(rules) = &bpf.ports {
         parts.push(Box::new(Ports::new(Arc::clone(rules), Arc::clone(events))));

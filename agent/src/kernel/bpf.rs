@@ -1,9 +1,9 @@
 //! The BPF programs: loading them once, and typed handles to what they share with the agent.
 //!
 //! ```text
-//! agent --ensure_loaded--> short-lived child --load_and_pin--> /sys/fs/bpf/bulkhead/{ports-...,devices-...,exits-...,
-//!     ooms-...,foreign-...}
-//! agent <--PortRules, DeviceRules, DenialStream, ExitRecords, OomRecords, ForeignTimes-- the same pins
+//! agent --ensure_loaded--> short-lived child --load_and_pin--> /sys/fs/bpf/bulkhead/{ports-...,devices-...,net-...,
+//!     exits-...,ooms-...,foreign-...}
+//! agent <--PortRules, DeviceRules, NetRules, DenialStream, ExitRecords, OomRecords, ForeignTimes-- the same pins
 //! ```
 //!
 //! Programs and maps are pinned: they hold while the agent is down, and a restarted agent adopts
@@ -17,7 +17,9 @@ mod devices;
 mod error;
 mod exits;
 mod foreign;
+mod link;
 mod load;
+mod net;
 mod ooms;
 mod pins;
 mod ports;
@@ -30,9 +32,10 @@ pub use error::BpfError;
 pub use exits::ExitRecords;
 pub use foreign::ForeignTimes;
 pub use load::{LoadReport, load_and_pin};
+pub use net::{MAX_BITS_PER_SEC, MIN_BITS_PER_SEC, NetRules, Rates};
 pub use ooms::{OomRecords, OomVictim};
 pub use pins::{LOAD_SUBCOMMAND, LoadSpec, Loaded, ensure_loaded, loader_command, remove};
 pub use ports::PortRules;
-pub use probe::{Support, probe_devices, probe_exits, probe_ooms, probe_ports};
+pub use probe::{Support, probe_devices, probe_exits, probe_net, probe_ooms, probe_ports};
 
 pub use bulkhead_abi::{Denial, DenialEvent, DenialKey, DeviceKey, ForeignTime};

@@ -74,6 +74,12 @@ impl Features {
             "tasks whose grant names a device are refused",
         ));
         features.push(feature(
+            "bpf_net",
+            supported(bpf::probe_net(), "cgroup packet hooks"),
+            "bandwidth: what tasks send is paced, what they receive is policed, and all of it is counted",
+            "bandwidth is not offered, and traffic is not counted",
+        ));
+        features.push(feature(
             "bpf_exits",
             supported(bpf::probe_exits(), "raw tracepoint, BTF"),
             "exit codes of tasks that end while no agent runs",

@@ -1,4 +1,5 @@
-//! The BPF programs on the running kernel, as root: what tasks may bind and open, and how they ended.
+//! The BPF programs on the running kernel, as root: what tasks may bind, open and send, and how they
+//! ended.
 //!
 //! Each test has a cgroup tree, a pin directory and ports of its own, and removes them. Where they
 //! cannot run they print `SKIP <test>: <reason>`.
@@ -14,5 +15,7 @@ mod devices;
 mod exits;
 mod fixture;
 mod helper;
+mod net;
 mod pins;
 mod ports;
+mod traffic;

@@ -70,7 +70,8 @@ fn what_dead_loaders_and_older_agents_left_is_cleared_away() {
     assert!(node.load().fresh);
     let mut left: Vec<_> = fs::read_dir(&node.spec.pin_dir).unwrap().map(|e| e.unwrap().path()).collect();
     left.sort();
-    let optional = [loaded.devices, loaded.exits, loaded.foreign, loaded.ooms].map(Result::unwrap);
+    let optional =
+        [loaded.devices, loaded.exits, loaded.foreign, loaded.net, loaded.ooms].map(Result::unwrap);
     assert_eq!(left, optional.into_iter().chain([loaded.ports]).collect::<Vec<_>>());
 }
 

@@ -13,6 +13,7 @@ mod c;
 mod devices;
 mod exits;
 mod foreign;
+mod net;
 mod ooms;
 mod ports;
 
@@ -22,6 +23,11 @@ pub use devices::{
 };
 pub use exits::{ExitRecord, MAX_EXITS};
 pub use foreign::{ForeignTime, MAX_OWNERS};
+pub use net::{
+    BORROW_HORIZON_NS, FRAME_BYTES, MARK_AFTER_NS, MAX_NET_TASKS, NET_INTERFACES, NS_PER_BYTE_SHIFT,
+    NetClocks, NetCount, NetCounters, NetInterface, NetLink, NetRate, NetTask, PACED_CREDIT_NS,
+    POLICED_CREDIT_NS, net_interface, net_task,
+};
 pub use ooms::{MAX_OOMS, OomRecord};
 pub use ports::{
     COMM_LEN, Denial, DenialEvent, DenialKey, EVENT_RING_BYTES, GrantIndex, INDEX_WORDS, MAX_DENIALS,
@@ -74,6 +80,22 @@ pub mod names {
     pub const DEVICE_MAPS: [&str; 4] = [DEVICES, DEVICE_COUNTERS, DEVICE_DENIALS, DEVICE_EVENTS];
     /// The program of `enforce` that is about devices, and its pinned link.
     pub const DEVICE_PROGRAM: &str = "device";
+
+    /// Cgroup id of a task -> [`NetTask`](crate::NetTask). The agent writes.
+    pub const NET_TASKS: &str = "NET_TASKS";
+    /// Index of an interface modulo [`NET_INTERFACES`](crate::NET_INTERFACES) -> [`NetInterface`](crate::NetInterface).
+    /// The agent writes.
+    pub const NET_DEVICES: &str = "NET_DEVICES";
+    /// 0 -> [`NetLink`](crate::NetLink). The agent writes.
+    pub const NET_LINK: &str = "NET_LINK";
+    /// Slot -> [`NetClocks`](crate::NetClocks). Programs write.
+    pub const NET_CLOCKS: &str = "NET_CLOCKS";
+    /// Slot -> [`NetCounters`](crate::NetCounters) of each CPU. Programs write.
+    pub const NET_COUNTERS: &str = "NET_COUNTERS";
+    /// The maps of `enforce` that are about traffic; pinned by themselves.
+    pub const NET_MAPS: [&str; 5] = [NET_TASKS, NET_DEVICES, NET_LINK, NET_CLOCKS, NET_COUNTERS];
+    /// The programs of `enforce` that are about traffic, and their pinned links.
+    pub const NET_PROGRAMS: [&str; 2] = ["net_egress", "net_ingress"];
 
     /// Cgroup id of a task -> [`ExitRecord`](crate::ExitRecord). Made by the agent, completed by `observe`.
     pub const EXITS: &str = "exits";

@@ -10,6 +10,7 @@
 //! | post_bind4, post_bind6 | check the port that was bound in the end, note that it is used |
 //! | sock_release | note that it is free again |
 //! | device | allow harmless and granted devices, deny others |
+//! | net_egress, net_ingress | count what tasks send and receive, and hold it to their rates |
 #![no_std]
 #![feature(asm_experimental_arch)]
 #![expect(missing_docs, reason = "the hooks, named in the table above, have no parameters of their own")]
@@ -19,6 +20,7 @@ mod denial;
 mod device;
 mod grant;
 mod maps;
+mod net;
 mod protocol;
 mod task;
 mod usage;
@@ -26,8 +28,8 @@ mod usage;
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_addr},
     helpers::generated::bpf_get_socket_cookie,
-    macros::{cgroup_device, cgroup_sock, cgroup_sock_addr},
-    programs::{DeviceContext, SockAddrContext, SockContext},
+    macros::{cgroup_device, cgroup_skb, cgroup_sock, cgroup_sock_addr},
+    programs::{DeviceContext, SkBuffContext, SockAddrContext, SockContext},
 };
 use bulkhead_abi::DenialKey;
 
@@ -69,6 +71,16 @@ pub fn sock_release(ctx: SockContext) -> i32 {
 #[cgroup_device]
 pub fn device(ctx: DeviceContext) -> i32 {
     device::access(ctx.device)
+}
+
+#[cgroup_skb(egress)]
+pub fn net_egress(ctx: SkBuffContext) -> i32 {
+    net::egress(ctx.skb.skb)
+}
+
+#[cgroup_skb(ingress)]
+pub fn net_ingress(ctx: SkBuffContext) -> i32 {
+    net::ingress(ctx.skb.skb)
 }
 
 #[inline(always)]

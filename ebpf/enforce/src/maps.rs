@@ -7,12 +7,13 @@
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{HashMap, LruHashMap, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use bulkhead_abi::{
     DEVICE_RING_BYTES, Denial, DenialKey, DeviceCounters, DeviceKey, EVENT_RING_BYTES, GrantIndex,
-    MAX_DENIALS, MAX_DEVICE_DENIALS, MAX_DEVICES, MAX_PORT_WORDS, MAX_SOCKETS, MAX_TASKS, PortUse,
-    PortWordKey, SocketPort, TaskCounters,
+    MAX_DENIALS, MAX_DEVICE_DENIALS, MAX_DEVICES, MAX_NET_TASKS, MAX_PORT_WORDS, MAX_SOCKETS, MAX_TASKS,
+    NET_INTERFACES, NetClocks, NetCounters, NetInterface, NetLink, NetTask, PortUse, PortWordKey, SocketPort,
+    TaskCounters,
 };
 
 #[map]
@@ -50,3 +51,18 @@ pub static DEVICE_DENIALS: HashMap<DeviceKey, Denial> =
 
 #[map]
 pub static DEVICE_EVENTS: RingBuf = RingBuf::with_byte_size(DEVICE_RING_BYTES, 0);
+
+#[map]
+pub static NET_TASKS: HashMap<u64, NetTask> = HashMap::with_max_entries(MAX_NET_TASKS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static NET_DEVICES: Array<NetInterface> = Array::with_max_entries(NET_INTERFACES, 0);
+
+#[map]
+pub static NET_LINK: Array<NetLink> = Array::with_max_entries(1, 0);
+
+#[map]
+pub static NET_CLOCKS: Array<NetClocks> = Array::with_max_entries(MAX_NET_TASKS, 0);
+
+#[map]
+pub static NET_COUNTERS: PerCpuArray<NetCounters> = PerCpuArray::with_max_entries(MAX_NET_TASKS, 0);

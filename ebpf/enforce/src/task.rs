@@ -1,6 +1,9 @@
-//! Which task is calling.
+//! Which task is calling, or whose packet it is.
 
-use aya_ebpf::helpers::generated::bpf_get_current_ancestor_cgroup_id;
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_skb_ancestor_cgroup_id},
+};
 
 /// The level of task cgroups below the root of the hierarchy. The loader sets it before the
 /// programs are verified, which then know it as a constant.
@@ -10,11 +13,25 @@ static TASK_LEVEL: i32 = 0;
 /// The cgroup id of the calling task, or `None` for processes above the level of tasks.
 #[inline(always)]
 pub fn current() -> Option<u64> {
-    // SAFETY: a static of this object. Volatile, because the compiler takes its value for final.
-    let level = unsafe { (&raw const TASK_LEVEL).read_volatile() };
     // SAFETY: the helper has no preconditions.
-    match unsafe { bpf_get_current_ancestor_cgroup_id(level) } {
-        0 => None,
-        id => Some(id),
-    }
+    some(unsafe { bpf_get_current_ancestor_cgroup_id(level()) })
+}
+
+/// The cgroup id of the task whose socket sends or receives this packet, or `None` for sockets of processes above the
+/// level of tasks.
+#[inline(always)]
+pub fn of_packet(packet: *mut __sk_buff) -> Option<u64> {
+    // SAFETY: the helper takes the context of a cgroup_skb hook.
+    some(unsafe { bpf_skb_ancestor_cgroup_id(packet, level()) })
+}
+
+#[inline(always)]
+fn level() -> i32 {
+    // SAFETY: a static of this object. Volatile, because the compiler takes its value for final.
+    unsafe { (&raw const TASK_LEVEL).read_volatile() }
+}
+
+#[inline(always)]
+fn some(id: u64) -> Option<u64> {
+    if id == 0 { None } else { Some(id) }
 }

@@ -1,13 +1,8 @@
 //! Loading, in a process of its own: everything appears under its final name, or nothing.
 
 use std::{
-    ffi::CString,
     fs::{self, File},
-    io,
-    os::{
-        fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
-        unix::ffi::OsStrExt as _,
-    },
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
@@ -30,13 +25,17 @@ use libbpf_rs::{
 
 use super::{
     BpfError, LoadSpec,
+    link::{attach_and_pin, pin_again, replace_and_pin},
     pins::{PinNames, create_dir, ensure_bpffs, entries, name_of, remove_pins, remove_stale, unfinished},
 };
+
+/// Where the programs of [`names::NET_PROGRAMS`] are attached, in the same order.
+const NET_HOOKS: [u32; 2] = [libbpf_sys::BPF_CGROUP_INET_EGRESS, libbpf_sys::BPF_CGROUP_INET_INGRESS];
 
 /// What was loaded besides the port rules, without which loading fails.
 #[derive(Debug)]
 pub struct LoadReport {
-    /// Why devices are not held, or exits, victims of the out-of-memory killer or time on others' cores not recorded.
+    /// Why devices or traffic are not held, or exits, victims of the out-of-memory killer or time on others' cores not recorded.
     /// The subcommand prints it to standard error and succeeds.
     pub missing: Vec<BpfError>,
 }
@@ -54,6 +53,7 @@ pub fn load_and_pin(spec: &LoadSpec) -> Result<LoadReport, BpfError> {
     complete(spec, &names.ports, load_ports)?;
     let others = [
         complete(spec, &names.devices, load_devices),
+        complete(spec, &names.net, load_net),
         complete(spec, &names.exits, load_exits),
         complete(spec, &names.ooms, load_ooms),
         complete(spec, &names.foreign, load_foreign),
@@ -140,21 +140,46 @@ fn load_devices(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), Bp
     take_over(older, dir, &names::DEVICE_MAPS)?;
     let path = dir.join(name);
     let hook = hook.fd().map_err(failed)?.as_fd();
-    attach_and_pin(hook.as_raw_fd(), &cgroup, &path).map_err(BpfError::io("attach and pin", &path))
+    attach_and_pin(hook, cgroup.as_fd(), libbpf_sys::BPF_CGROUP_DEVICE, &path)
+        .map_err(BpfError::io("attach and pin", &path))
 }
 
-/// aya does not give the link of a device program away.
-fn attach_and_pin(program: i32, cgroup: &File, path: &Path) -> io::Result<()> {
-    let answer =
-        |number: i32| if number < 0 { Err(io::Error::from_raw_os_error(-number)) } else { Ok(number) };
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let kind = libbpf_sys::BPF_CGROUP_DEVICE;
-    // SAFETY: both descriptors are open, and without options nothing is read.
-    let link = unsafe { libbpf_sys::bpf_link_create(program, cgroup.as_raw_fd(), kind, std::ptr::null()) };
-    // SAFETY: the kernel has just made this descriptor, and nobody else has it.
-    let link = unsafe { OwnedFd::from_raw_fd(answer(link)?) };
-    // SAFETY: an open descriptor, and a string that ends with a NUL byte.
-    answer(unsafe { libbpf_sys::bpf_obj_pin(link.as_raw_fd(), path.as_ptr()) }).map(drop)
+/// Traffic is at no moment without rules, and is not counted twice, while another build takes over: the new programs get
+/// the maps that are there, and the place of the older programs in their links.
+fn load_net(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
+    let cgroup = File::open(&spec.cgroup).map_err(BpfError::io("open", &spec.cgroup))?;
+    let is_whole = |from: &&PathBuf| {
+        names::NET_MAPS.iter().chain(&names::NET_PROGRAMS).all(|name| from.join(name).exists())
+    };
+    let older = older.iter().find(is_whole);
+    if let Some(from) = older {
+        for name in names::NET_MAPS {
+            pin_again(&from.join(name), &dir.join(name))
+                .map_err(BpfError::io("pin again", from.join(name)))?;
+        }
+    }
+    let mut loader = EbpfLoader::new();
+    loader.override_global(names::TASK_LEVEL, &spec.task_level, true);
+    for name in names::NET_MAPS {
+        loader.map_pin_path(name, dir.join(name));
+    }
+    let mut enforce = loader.load(ENFORCE).map_err(BpfError::Object)?;
+    for (name, kind) in names::NET_PROGRAMS.into_iter().zip(NET_HOOKS) {
+        let program = enforce.program_mut(name).ok_or(BpfError::NotInObject(name))?;
+        let failed = |source| BpfError::Program { op: "load", name, source };
+        let Program::CgroupSkb(hook) = program else {
+            return Err(failed(ProgramError::UnexpectedProgramType));
+        };
+        hook.load().map_err(failed)?;
+        let hook = hook.fd().map_err(failed)?.as_fd();
+        let path = dir.join(name);
+        match older {
+            Some(from) => replace_and_pin(&from.join(name), hook, &path),
+            None => attach_and_pin(hook, cgroup.as_fd(), kind, &path),
+        }
+        .map_err(BpfError::io("attach and pin", &path))?;
+    }
+    Ok(())
 }
 
 fn load(program: &mut Program) -> Result<(), ProgramError> {

@@ -3,6 +3,7 @@
 //! ```text
 //! <pin_dir>/ports-v<ABI>-<build>-<cgroup id>-<level>/   maps and links of `enforce` that are about ports
 //! <pin_dir>/devices-v<ABI>-<build>-<cgroup id>-<level>/ and those that are about devices
+//! <pin_dir>/net-v<ABI>-<build>-<cgroup id>-<level>/     and those that are about traffic
 //! <pin_dir>/exits-v<ABI>-<build>-<level>/               map and link of `observe/exits`
 //! <pin_dir>/ooms-v<ABI>-<build>-<level>/                map and link of `observe/ooms`
 //! <pin_dir>/foreign-v<ABI>-<build>-<level>/             maps and program of `observe/foreign`, and its link
@@ -54,6 +55,8 @@ pub struct Loaded {
     pub ports: PathBuf,
     /// For [`DeviceRules::open`](super::DeviceRules::open), or why this kernel holds no devices.
     pub devices: Result<PathBuf, String>,
+    /// For [`NetRules::open`](super::NetRules::open), or why this kernel holds no traffic.
+    pub net: Result<PathBuf, String>,
     /// For [`ExitRecords::open`](super::ExitRecords::open), or why this kernel records no exits.
     pub exits: Result<PathBuf, String>,
     /// For [`OomRecords::open`](super::OomRecords::open), or why this kernel records no victims.
@@ -70,6 +73,7 @@ pub struct Loaded {
 pub(super) struct PinNames {
     pub(super) ports: String,
     pub(super) devices: String,
+    pub(super) net: String,
     pub(super) exits: String,
     pub(super) ooms: String,
     pub(super) foreign: String,
@@ -81,6 +85,7 @@ impl PinNames {
         Self {
             ports: format!("ports-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}"),
             devices: format!("devices-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}"),
+            net: format!("net-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}"),
             exits: format!("exits-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
             ooms: format!("ooms-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
             foreign: format!("foreign-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
@@ -106,7 +111,7 @@ impl PinNames {
     }
 
     fn is_current(&self, name: &str) -> bool {
-        [&self.ports, &self.devices, &self.exits, &self.ooms, &self.foreign]
+        [&self.ports, &self.devices, &self.net, &self.exits, &self.ooms, &self.foreign]
             .into_iter()
             .any(|current| name == current)
     }
@@ -133,12 +138,12 @@ pub fn ensure_loaded(spec: &LoadSpec, mut loader: Command) -> Result<Loaded, Bpf
     let mounted = ensure_bpffs(&spec.pin_dir)?;
     let names = PinNames::of(spec)?;
     let ports = spec.pin_dir.join(&names.ports);
-    let parts =
-        [&names.devices, &names.exits, &names.ooms, &names.foreign].map(|name| spec.pin_dir.join(name));
+    let parts = [&names.devices, &names.net, &names.exits, &names.ooms, &names.foreign]
+        .map(|name| spec.pin_dir.join(name));
     let fresh = !ports.exists();
     if !fresh && parts.iter().all(|dir| dir.exists()) {
-        let [devices, exits, ooms, foreign] = parts.map(Ok);
-        return Ok(Loaded { ports, devices, exits, ooms, foreign, fresh, mounted });
+        let [devices, net, exits, ooms, foreign] = parts.map(Ok);
+        return Ok(Loaded { ports, devices, net, exits, ooms, foreign, fresh, mounted });
     }
     let program = loader.get_program().to_string_lossy().into_owned();
     let output = loader
@@ -151,17 +156,19 @@ pub fn ensure_loaded(spec: &LoadSpec, mut loader: Command) -> Result<Loaded, Bpf
         return Err(BpfError::Loader { status: output.status, message });
     }
     let made = |dir: PathBuf| if dir.exists() { Ok(dir) } else { Err(message.clone()) };
-    let [devices, exits, ooms, foreign] = parts.map(made);
-    Ok(Loaded { ports, devices, exits, ooms, foreign, fresh, mounted })
+    let [devices, net, exits, ooms, foreign] = parts.map(made);
+    Ok(Loaded { ports, devices, net, exits, ooms, foreign, fresh, mounted })
 }
 
 /// Takes everything away: programs are detached, maps are freed once nobody has them open.
-/// Tasks that still run are no longer held to their ports and devices. Harmless where there is nothing.
+/// Tasks that still run are no longer held to their ports, devices and rates. Harmless where there is nothing.
 ///
 /// # Errors
 /// The first directory that could not be removed.
 pub fn remove(pin_dir: &Path) -> Result<(), BpfError> {
     for path in entries(pin_dir)? {
+        // Only here: two sets of pins may have these links between them, of which one stays.
+        detach(&path, &names::NET_PROGRAMS);
         remove_pins(&path)?;
     }
     ignore_missing(fs::remove_dir(pin_dir)).map_err(BpfError::io("remove", pin_dir))
@@ -206,11 +213,8 @@ pub(super) fn unfinished(spec: &LoadSpec, name: &str) -> PathBuf {
 
 /// Detaches at once, where the kernel can; unlinking alone detaches a little later.
 pub(super) fn remove_pins(dir: &Path) -> Result<(), BpfError> {
-    let links = names::ENFORCE_PROGRAMS.iter().chain([&names::DEVICE_PROGRAM]).map(|name| dir.join(name));
-    for link in links.filter(|path| path.exists()) {
-        // A link that cannot be opened or detached goes with its pin.
-        let _ = libbpf_rs::Link::open(&link).and_then(|link| link.detach());
-    }
+    detach(dir, &names::ENFORCE_PROGRAMS);
+    detach(dir, &[names::DEVICE_PROGRAM]);
     ignore_missing(fs::remove_dir_all(dir)).map_err(BpfError::io("remove", dir))
 }
 
@@ -245,6 +249,13 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
+fn detach(dir: &Path, links: &[&str]) {
+    for link in links.iter().map(|name| dir.join(name)).filter(|path| path.exists()) {
+        // A link that cannot be opened or detached goes with its pin.
+        let _ = libbpf_rs::Link::open(&link).and_then(|link| link.detach());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,10 +266,11 @@ mod tests {
         assert_ne!(names.ports, PinNames::new(8, 3).ports, "cgroup");
         assert_ne!(names.ports, PinNames::new(7, 4).ports, "level");
         assert_ne!(names.devices, PinNames::new(8, 3).devices, "cgroup");
+        assert_ne!(names.net, PinNames::new(8, 3).net, "cgroup");
         assert_ne!(names.exits, PinNames::new(7, 4).exits, "level");
         assert_ne!(names.ooms, PinNames::new(7, 4).ooms, "level");
         assert_ne!(names.foreign, PinNames::new(7, 4).foreign, "level");
-        let all = [&names.ports, &names.devices, &names.exits, &names.ooms, &names.foreign];
+        let all = [&names.ports, &names.devices, &names.net, &names.exits, &names.ooms, &names.foreign];
         assert!(!all.iter().any(|name| name.contains('.')), "reserved by bpffs");
     }
 

@@ -46,6 +46,14 @@ pub fn probe_devices() -> Support {
         .into()
 }
 
+/// Whether traffic can be held and counted. The last word has the load itself.
+pub fn probe_net() -> Support {
+    has_bpffs()
+        .and_then(|()| program(ProgramType::CgroupSkb, "CONFIG_CGROUP_BPF, kernel 4.10"))
+        .and_then(|()| map(MapType::PerCpuArray, "kernel 4.6"))
+        .into()
+}
+
 /// Whether the end of tasks is recorded for an agent that restarts.
 pub fn probe_exits() -> Support {
     observable("CONFIG_BPF_EVENTS, kernel 4.17", ProgramType::RawTracePoint).into()

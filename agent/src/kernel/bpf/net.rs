@@ -1,0 +1,355 @@
+//! Rates and counts of tasks' traffic, in the pinned maps.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use aya::{
+    Pod,
+    maps::{Array, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    util::nr_cpus,
+};
+use bulkhead_abi::{
+    MAX_NET_TASKS, NET_INTERFACES, NS_PER_BYTE_SHIFT, NetClocks, NetCounters, NetInterface, NetLink, NetRate,
+    NetTask, names, net_task,
+};
+use libbpf_rs::{MapHandle, libbpf_sys};
+
+use super::{
+    BpfError,
+    table::{Table, open_map},
+};
+
+/// The least rate that can be kept: a packet of 1500 bytes a fifth of a second.
+pub const MIN_BITS_PER_SEC: u64 = 64_000;
+/// More than any interface has: such a rate is a mistake in a unit.
+pub const MAX_BITS_PER_SEC: u64 = 10_000_000_000_000;
+/// Packets wait for up to a second; at low rates, for as long as two of the largest take.
+const LEAST_HORIZON_NS: u64 = 1_000_000_000;
+const TWO_LARGEST_PACKETS_BYTES: u64 = 2 * 65_536;
+
+/// How fast a task may send and receive, in bits a second; `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rates {
+    /// What it may send whatever others do.
+    pub guaranteed: Option<u64>,
+    /// What it may send at most.
+    pub ceiling: Option<u64>,
+    /// What it may receive at most.
+    pub ingress: Option<u64>,
+}
+
+/// What tasks may send and receive, and what they did. Keyed by the id of the task's cgroup, which is never used again
+/// for another.
+///
+/// A task that is not known here is neither held nor counted.
+pub struct NetRules {
+    tasks: Table<u64, NetTask>,
+    devices: Slots<NetInterface>,
+    link: Slots<NetLink>,
+    clocks: Slots<NetClocks>,
+    counters: Mutex<PerCpuArray<MapData, NetCounters>>,
+    /// The same map, to be read at once.
+    all_counters: MapHandle,
+    /// Who has which slot. Locked while a task's entry changes.
+    owners: Mutex<Owners>,
+}
+
+/// Slots of tasks, and what those counted that are gone.
+struct Owners {
+    by_slot: BTreeMap<u32, u64>,
+    past: NetCounters,
+}
+
+impl NetRules {
+    /// Opens the maps in [`Loaded::net`](super::Loaded::net).
+    ///
+    /// # Errors
+    /// A map that is not pinned there, or not readable.
+    pub fn open(dir: &Path) -> Result<Self, BpfError> {
+        let name = names::NET_COUNTERS;
+        let counters = PerCpuArray::try_from(open_map(dir, name)?).map_err(failed("open", name))?;
+        let path = dir.join(name);
+        let all_counters = MapHandle::from_pinned_path(&path)
+            .map_err(|source| BpfError::Observe { op: format!("open {}", path.display()), source })?;
+        let tasks: Table<u64, NetTask> = Table::open(dir, names::NET_TASKS)?;
+        let by_slot = tasks.select(|_| true)?.into_iter().map(|(id, task)| (task.slot, id)).collect();
+        Ok(Self {
+            tasks,
+            devices: Slots::open(dir, names::NET_DEVICES)?,
+            link: Slots::open(dir, names::NET_LINK)?,
+            clocks: Slots::open(dir, names::NET_CLOCKS)?,
+            counters: Mutex::new(counters),
+            all_counters,
+            owners: Mutex::new(Owners { by_slot, past: NetCounters::default() }),
+        })
+    }
+
+    /// Holds a task to exactly these rates from the next packet on, and counts what it sends and receives. What is
+    /// waiting goes on waiting; counts are kept.
+    ///
+    /// # Errors
+    /// [`BpfError::Full`] or the kernel's answer; the rates before are then in force.
+    pub fn set(&self, cgroup_id: u64, rates: Rates) -> Result<(), BpfError> {
+        let mut owners = self.owners();
+        if let Some(before) = self.tasks.get(&cgroup_id)? {
+            let own = before.flags & net_task::OWN_NAMESPACE;
+            return self.tasks.set(cgroup_id, entry(rates, before.slot, own));
+        }
+        let slot = owners.free().ok_or(BpfError::Full { name: names::NET_TASKS })?;
+        // Of the task that had it before.
+        self.clocks.set(slot, NetClocks::default())?;
+        self.clear_counters(slot)?;
+        self.tasks.set(cgroup_id, entry(rates, slot, 0))?;
+        owners.by_slot.insert(slot, cgroup_id);
+        Ok(())
+    }
+
+    /// Tells whether the task has a network namespace of its own, whose interfaces are not the host's.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn set_own_namespace(&self, cgroup_id: u64, own: bool) -> Result<(), BpfError> {
+        let _owners = self.owners();
+        let Some(mut task) = self.tasks.get(&cgroup_id)? else { return Ok(()) };
+        let before = task.flags;
+        task.flags = before & !net_task::OWN_NAMESPACE | if own { net_task::OWN_NAMESPACE } else { 0 };
+        if task.flags == before { Ok(()) } else { self.tasks.set(cgroup_id, task) }
+    }
+
+    /// Forgets the task: it is no longer held. Harmless for one that is not known.
+    ///
+    /// # Errors
+    /// The kernel's answer; calling again goes on where it stopped.
+    pub fn forget(&self, cgroup_id: u64) -> Result<(), BpfError> {
+        let mut owners = self.owners();
+        let Some(task) = self.tasks.get(&cgroup_id)? else { return Ok(()) };
+        let last = self.slot_counters(task.slot)?;
+        self.tasks.delete(&cgroup_id)?;
+        owners.by_slot.remove(&task.slot);
+        owners.past = plus(&owners.past, &last);
+        Ok(())
+    }
+
+    /// What the task sent and received so far; `None` for one that is not known.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn counters(&self, cgroup_id: u64) -> Result<Option<NetCounters>, BpfError> {
+        self.tasks.get(&cgroup_id)?.map(|task| self.slot_counters(task.slot)).transpose()
+    }
+
+    /// The same for all tasks, by one system call whatever their number.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn all(&self) -> Result<BTreeMap<u64, NetCounters>, BpfError> {
+        self.read(&self.owners())
+    }
+
+    fn read(&self, owners: &Owners) -> Result<BTreeMap<u64, NetCounters>, BpfError> {
+        let slots = owners.by_slot.last_key_value().map_or(0, |(last, _)| last + 1);
+        let counters = self.read_slots(slots)?;
+        let of = |slot: u32| usize::try_from(slot).ok().and_then(|slot| counters.get(slot).copied());
+        Ok(owners.by_slot.iter().filter_map(|(slot, id)| Some((*id, of(*slot)?))).collect())
+    }
+
+    /// Of all tasks since this handle was opened, and what those counted before that still run.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn total(&self) -> Result<NetCounters, BpfError> {
+        let owners = self.owners();
+        Ok(self.read(&owners)?.values().fold(owners.past, |sum, counters| plus(&sum, counters)))
+    }
+
+    /// Makes exactly these the interfaces that something is known of. Two whose indexes meet in one place cannot both
+    /// be known: the one that is not the link is left out.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn set_interfaces(&self, known: &[NetInterface]) -> Result<(), BpfError> {
+        let link_last = |interface: &&NetInterface| interface.flags & bulkhead_abi::net_interface::LINK;
+        for place in 0..NET_INTERFACES {
+            let here = known.iter().filter(|interface| interface.ifindex % NET_INTERFACES == place);
+            let wanted = here.max_by_key(link_last).copied().unwrap_or_default();
+            if self.devices.get(place)? != wanted {
+                self.devices.set(place, wanted)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What all tasks together may send over the link; `None` where that is not known: nothing is then guaranteed.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn set_link(&self, bits_per_sec: Option<u64>) -> Result<(), BpfError> {
+        let wanted = NetLink { rate: rate(bits_per_sec) };
+        if self.link.get(0)? == wanted { Ok(()) } else { self.link.set(0, wanted) }
+    }
+
+    fn slot_counters(&self, slot: u32) -> Result<NetCounters, BpfError> {
+        let map = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        let values = map.get(&slot, 0).map_err(failed("read", names::NET_COUNTERS))?;
+        Ok(values.iter().fold(NetCounters::default(), |sum, one| plus(&sum, one)))
+    }
+
+    fn clear_counters(&self, slot: u32) -> Result<(), BpfError> {
+        let name = names::NET_COUNTERS;
+        let cpus = nr_cpus()
+            .map_err(|(_, source)| BpfError::io("read", "/sys/devices/system/cpu/possible")(source))?;
+        let zero = PerCpuValues::try_from(vec![NetCounters::default(); cpus]);
+        let zero = zero.map_err(BpfError::io("make values for", name))?;
+        let mut map = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        map.set(slot, zero, 0).map_err(failed("write", name))
+    }
+
+    /// The counters of the first slots, summed over CPUs.
+    fn read_slots(&self, slots: u32) -> Result<Vec<NetCounters>, BpfError> {
+        let cpus = nr_cpus()
+            .map_err(|(_, source)| BpfError::io("read", "/sys/devices/system/cpu/possible")(source))?;
+        let places = usize::try_from(slots).unwrap_or_default();
+        if places == 0 {
+            return Ok(Vec::new());
+        }
+        let mut keys = vec![0u32; places];
+        let mut values = vec![NetCounters::default(); places * cpus];
+        let (mut next, mut count) = (0u32, slots);
+        // SAFETY: the kernel writes at most `count` keys of 4 bytes and as many values, each one for every possible CPU,
+        // which is what the vectors have room for; the other pointers are to locals that live through the call.
+        let answer = unsafe {
+            libbpf_sys::bpf_map_lookup_batch(
+                self.all_counters.as_fd().as_raw_fd(),
+                std::ptr::null_mut(),
+                (&raw mut next).cast(),
+                keys.as_mut_ptr().cast(),
+                values.as_mut_ptr().cast(),
+                &raw mut count,
+                std::ptr::null(),
+            )
+        };
+        // ENOENT: there is nothing after these.
+        if answer < 0 && answer != -libc::ENOENT {
+            return Err(BpfError::io("read all of", names::NET_COUNTERS)(io::Error::from_raw_os_error(
+                -answer,
+            )));
+        }
+        let sum =
+            |values: &[NetCounters]| values.iter().fold(NetCounters::default(), |sum, one| plus(&sum, one));
+        Ok(values.chunks_exact(cpus).map(sum).collect())
+    }
+
+    fn owners(&self) -> MutexGuard<'_, Owners> {
+        // A slot is entered last, so a panic in between leaves it free.
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Owners {
+    /// The lowest, so that few are read; 0 is the link's.
+    fn free(&self) -> Option<u32> {
+        (1..MAX_NET_TASKS).find(|slot| !self.by_slot.contains_key(slot))
+    }
+}
+
+/// A pinned array of typed values.
+struct Slots<V: Pod> {
+    name: &'static str,
+    map: Mutex<Array<MapData, V>>,
+}
+
+impl<V: Pod> Slots<V> {
+    fn open(dir: &Path, name: &'static str) -> Result<Self, BpfError> {
+        let map: Map = open_map(dir, name)?;
+        Ok(Self { name, map: Mutex::new(Array::try_from(map).map_err(failed("open", name))?) })
+    }
+
+    fn get(&self, slot: u32) -> Result<V, BpfError> {
+        let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        map.get(&slot, 0).map_err(failed("read", self.name))
+    }
+
+    fn set(&self, slot: u32, value: V) -> Result<(), BpfError> {
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        map.set(slot, value, 0).map_err(failed("write", self.name))
+    }
+}
+
+fn failed(op: &'static str, name: &'static str) -> impl FnOnce(MapError) -> BpfError {
+    move |source| BpfError::Map { op, name, source }
+}
+
+fn entry(rates: Rates, slot: u32, flags: u32) -> NetTask {
+    let capped = rates.ceiling.is_some() && rates.ceiling == rates.guaranteed;
+    NetTask {
+        slot,
+        flags: flags | if capped { net_task::CAPPED } else { 0 },
+        guaranteed: rate(rates.guaranteed),
+        ceiling: rate(rates.ceiling),
+        ingress: rate(rates.ingress),
+    }
+}
+
+fn rate(bits_per_sec: Option<u64>) -> NetRate {
+    const NS_BITS_PER_BYTE: u64 = 8_000_000_000 << NS_PER_BYTE_SHIFT;
+    let Some(bits_per_sec) = bits_per_sec else { return NetRate::default() };
+    let ns_per_byte = NS_BITS_PER_BYTE / bits_per_sec.clamp(MIN_BITS_PER_SEC, MAX_BITS_PER_SEC);
+    let two_largest_ns = (TWO_LARGEST_PACKETS_BYTES * ns_per_byte) >> NS_PER_BYTE_SHIFT;
+    NetRate { ns_per_byte, horizon_ns: two_largest_ns.max(LEAST_HORIZON_NS) }
+}
+
+fn plus(a: &NetCounters, b: &NetCounters) -> NetCounters {
+    NetCounters { sent: a.sent.plus(&b.sent), received: a.received.plus(&b.received) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_hard_cap_is_known_as_such() {
+        let rates = |guaranteed, ceiling| Rates { guaranteed, ceiling, ingress: None };
+        let capped = |rates| entry(rates, 1, 0).flags & net_task::CAPPED != 0;
+        assert!(capped(rates(Some(1_000_000), Some(1_000_000))));
+        assert!(!capped(rates(Some(1_000_000), Some(2_000_000))));
+        assert!(!capped(rates(Some(1_000_000), None)));
+        assert!(!capped(rates(None, None)));
+        assert_eq!(entry(rates(None, None), 1, 0).guaranteed, NetRate::default(), "no rate");
+    }
+
+    #[test]
+    fn slow_rates_let_the_largest_packets_wait() {
+        assert_eq!(rate(Some(1_000_000_000)).horizon_ns, LEAST_HORIZON_NS);
+        let slow = rate(Some(MIN_BITS_PER_SEC));
+        assert_eq!(slow.horizon_ns, TWO_LARGEST_PACKETS_BYTES * 8 * 1_000_000_000 / MIN_BITS_PER_SEC);
+    }
+
+    #[test]
+    fn slots_of_tasks_that_ended_are_used_again() {
+        let mut owners = Owners { by_slot: BTreeMap::new(), past: NetCounters::default() };
+        for id in 0..3 {
+            let slot = owners.free().unwrap();
+            owners.by_slot.insert(slot, id);
+        }
+        owners.by_slot.remove(&2);
+        assert_eq!(owners.free(), Some(2));
+    }
+
+    proptest! {
+        /// What programs compute for a packet of any size differs from the exact time by less than 0.1 %, or a
+        /// nanosecond, and never overflows.
+        #[test]
+        fn rates_are_exact(bits in MIN_BITS_PER_SEC..400_000_000_000, bytes in 1u64..600_000) {
+            let product = bytes.checked_mul(rate(Some(bits)).ns_per_byte).unwrap();
+            let cost_ns = u128::from(product >> NS_PER_BYTE_SHIFT);
+            let exact_ns = u128::from(bytes) * 8_000_000_000 / u128::from(bits);
+            prop_assert!(cost_ns.abs_diff(exact_ns) <= exact_ns / 1000 + 1, "{cost_ns} {exact_ns}");
+        }
+    }
+}
