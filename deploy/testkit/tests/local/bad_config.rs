@@ -75,6 +75,8 @@ async fn impossible_values_are_named() -> Result<()> {
         ("--cgroup-root=../elsewhere", "cgroup_root"),
         ("--master=nowhere", "HOST:PORT"),
         ("--listen=nowhere", "nowhere"),
+        ("--task-user=no-such-user", "no-such-user"),
+        ("--task-user=root", "allow_root_tasks"),
     ] {
         let refused = cluster.run_agent(&[setting.to_owned()]).await?;
         assert!(refused.code == 1 || refused.code == 2, "{setting}: {}", refused.stderr);

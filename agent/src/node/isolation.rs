@@ -1,0 +1,162 @@
+//! What holds the tasks of this node, and which promises that is good for.
+
+use std::{path::Path, sync::Arc};
+
+use bulkhead_proto::v1::{Enforced, Resources};
+
+use super::{NodeError, programs::Programs};
+use crate::{
+    config::{Config, ConfigError},
+    event::EventLog,
+    isolate::{
+        Isolator, Isolators,
+        cores::Cores,
+        cpu::Cpu,
+        devices::Devices,
+        disk_io::DiskIo,
+        disk_space::{self, DiskSpace},
+        memory::{Memory, MemorySetup},
+        network::Network,
+        output::Outputs,
+        pids::Pids,
+        ports::Ports,
+        tree::Tree,
+    },
+    kernel::{core_scheduling, probe::Features, quota_warnings::QuotaWarnings},
+    measure::{
+        NodeCapacity,
+        topology::{self, Topology},
+    },
+    metrics::Metrics,
+};
+
+/// What the isolators are made of.
+pub(super) struct Host<'a> {
+    pub(super) config: &'a Config,
+    pub(super) features: &'a Features,
+    pub(super) machine: NodeCapacity,
+    pub(super) tree: &'a Tree,
+    pub(super) programs: &'a Programs,
+    pub(super) events: &'a Arc<EventLog>,
+    pub(super) metrics: &'a Arc<Metrics>,
+}
+
+/// The isolators, and what is known with them.
+pub(super) struct Isolation {
+    pub(super) isolators: Arc<Isolators>,
+    pub(super) enforced: Enforced,
+    /// Of sandboxes, where quotas hold them.
+    pub(super) disk: Option<Arc<DiskSpace>>,
+    /// What the disk was measured to do.
+    pub(super) disk_speed: Resources,
+}
+
+impl Isolation {
+    /// Sets up what holds for all tasks together. Must run within a tokio runtime.
+    ///
+    /// # Errors
+    /// A setting that cannot be used, or a part of the kernel that does not answer as it should.
+    pub(super) fn set_up(host: &Host<'_>) -> Result<Self, NodeError> {
+        let disk = if host.features.has("disk_quota") { Some(open_disk(host)?) } else { None };
+        let disk_io = DiskIo::set_up(host.tree, host.config)?;
+        let disk_speed = disk_io.measured().cloned().unwrap_or_default();
+        let enforced = Enforced {
+            cpu: host.tree.has("cpu"),
+            mem: host.tree.has("memory"),
+            pids: host.tree.has("pids"),
+            ports: host.programs.ports.is_some(),
+            disk: disk.is_some(),
+            disk_io: disk_io.enforces(),
+        };
+        let isolators = Arc::new(Isolators::new(parts(host, disk_io, disk.as_ref())?));
+        Ok(Self { isolators, enforced, disk, disk_speed })
+    }
+}
+
+/// In the order they prepare. Cores, disk I/O and devices are always there: they refuse what they cannot hold.
+fn parts(
+    host: &Host<'_>,
+    disk_io: DiskIo,
+    disk: Option<&Arc<DiskSpace>>,
+) -> Result<Vec<Box<dyn Isolator>>, NodeError> {
+    let mut parts: Vec<Box<dyn Isolator>> = Vec::new();
+    if host.tree.has("cpu") {
+        parts.push(Box::new(Cpu::new(host.machine.cpus, core_scheduling::supported())));
+    }
+    parts.push(Box::new(cores(host)?));
+    parts.push(Box::new(disk_io));
+    let allowed = host.config.allow_devices.clone();
+    parts.push(Box::new(Devices::new(host.programs.devices.clone(), allowed, Arc::clone(host.events))));
+    if host.tree.has("memory") {
+        parts.push(Box::new(Memory::open(host.tree, memory(host))?));
+    }
+    if host.tree.has("pids") {
+        parts.push(Box::new(Pids));
+    }
+    if let Some(disk) = disk {
+        parts.push(Box::new(Arc::clone(disk)));
+    }
+    if let Some(outputs) = bound_outputs(host) {
+        parts.push(Box::new(outputs));
+    }
+    if let Some(rules) = &host.programs.net {
+        parts.push(Box::new(Network::new(Arc::clone(rules))));
+    }
+    if let Some(rules) = &host.programs.ports {
+        parts.push(Box::new(Ports::new(Arc::clone(rules), Arc::clone(host.events))));
+    }
+    Ok(parts)
+}
+
+fn cores(host: &Host<'_>) -> Result<Cores, NodeError> {
+    let topology = Topology::read(Path::new(topology::SYSFS)).map_err(|e| crate::error_chain(&e));
+    let keep_off = host.config.keep_system_off_exclusive_cores;
+    Cores::start(host.tree, topology, host.programs.foreign.clone(), keep_off).map_err(NodeError::Tree)
+}
+
+fn memory(host: &Host<'_>) -> MemorySetup {
+    MemorySetup {
+        machine_bytes: host.machine.mem_bytes,
+        reserve_bytes: host.config.reserve_mem.as_u64(),
+        pressure: host.features.has("psi_cgroup"),
+        ooms: host.programs.ooms.clone(),
+        events: Arc::clone(host.events),
+        metrics: Arc::clone(host.metrics),
+    }
+}
+
+/// A range of project ids on the file system of the work directory. Sandboxes that are full become events.
+fn open_disk(host: &Host<'_>) -> Result<Arc<DiskSpace>, NodeError> {
+    let projects = host.config.project_range().map_err(|why| ConfigError::Value {
+        key: "disk_projects",
+        value: host.config.disk_projects.clone(),
+        why,
+    })?;
+    let disk = Arc::new(DiskSpace::open(&host.config.work_dir, projects)?);
+    match QuotaWarnings::open() {
+        Ok(warnings) => {
+            let following = disk_space::follow(Arc::clone(&disk), warnings, Arc::clone(host.events));
+            drop(tokio::spawn(following));
+        }
+        Err(error) => tracing::warn!(%error, "listen for full sandboxes: they are no events"),
+    }
+    Ok(disk)
+}
+
+/// Outputs that are cut as they grow, from now on. Without inotify they grow as far as the quota allows.
+fn bound_outputs(host: &Host<'_>) -> Option<Arc<Outputs>> {
+    if !host.features.has("punch_hole") {
+        return None;
+    }
+    match Outputs::new(Arc::clone(host.events)) {
+        Ok(outputs) => {
+            let outputs = Arc::new(outputs);
+            tokio::spawn(Arc::clone(&outputs).run());
+            Some(outputs)
+        }
+        Err(error) => {
+            tracing::error!(%error, "watch outputs (see fs.inotify.max_user_instances): they are not bounded");
+            None
+        }
+    }
+}
