@@ -72,7 +72,7 @@ pub enum IsolateError {
     /// The task's rules in the kernel.
     #[error(transparent)]
     Bpf(#[from] crate::kernel::bpf::BpfError),
-    /// The project of a sandbox or of a volume, or its quota.
+    /// The project of a sandbox, or its quota.
     #[error(transparent)]
     Disk(#[from] disk_space::ProjectError),
     /// The kernel, this node or what the task uses now does not allow it. The limits before are in force.

@@ -3,11 +3,16 @@
 pub mod capability;
 pub mod child;
 pub mod confine;
+mod error;
 pub mod execute;
 pub mod faults;
+mod files;
 pub mod host_parts;
 pub mod image;
+pub mod lab;
+mod owner;
 pub mod plan;
+pub mod prepared;
 mod removal;
 pub mod rlimit;
 pub mod sandbox;
@@ -16,8 +21,10 @@ mod undo;
 pub mod view;
 pub mod volume;
 
-pub use execute::{LaunchError, Launcher, Running};
+pub use error::LaunchError;
+pub use execute::Launcher;
 pub use plan::{Plan, PlanError};
+pub use prepared::{Prepared, Running};
 pub use sandbox::Sandbox;
 
 /// Runs what blocks on a thread of its own. A panic there goes on here.

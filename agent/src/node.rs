@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     event::EventLog,
     identity::{self, Held},
-    isolate::tree::Tree,
+    isolate::{disk_space::VolumeBounds, tree::Tree},
     journal::{Journal, replay::Replayed},
     keeper::{Keeper, Parts},
     kernel::{cgroupfs::cgroup2_mount, limits, probe::Features},
@@ -80,6 +80,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     let launcher = Launcher::new(launch::execute::Parts {
         tree: tree.clone(),
         isolators: Arc::clone(&isolators),
+        volumes: VolumeBounds::new(settings::projects(&config)?),
         exits: programs.exits.clone(),
         work_dir: config.work_dir.clone(),
         host_parts: HostParts::make(&config.work_dir, &cgroup2_mount().map_err(NodeError::Tree)?)?,

@@ -16,9 +16,9 @@ pub enum UserError {
     /// Not in the user database.
     #[error("there is no user {0:?} on this host: create it, or name another with --user")]
     Unknown(String),
-    /// Not in the image's user database.
-    #[error("there is no user {0:?} in the image: name one of its own, or a number")]
-    UnknownInImage(String),
+    /// Not in the image.
+    #[error(transparent)]
+    Image(#[from] bulkhead_image::user::LookupError),
     /// Not in the group database.
     #[error("there is no group {0:?}")]
     UnknownGroup(String),
@@ -45,6 +45,14 @@ pub enum UserError {
         "tasks may not run as {0:?} here: name another user, give the task a user namespace, or set allow_root_tasks in the agent's configuration"
     )]
     Root(String),
+}
+
+impl UserError {
+    /// Is it a group that the task may not have?
+    pub fn is_about_a_group(&self) -> bool {
+        use bulkhead_image::user::{LookupError::Nobody, UserError::NoGroup};
+        matches!(self, Self::ForeignGroup { .. } | Self::UnknownGroup(_) | Self::Image(Nobody(NoGroup(_))))
+    }
 }
 
 /// How long an answer of the user database is used again. It may come over a network, and every launch needs it.
@@ -107,38 +115,18 @@ pub fn host_group(name: &str) -> Result<u32, UserError> {
 /// The ids and groups of `USER[:GROUP]` by the databases of an image. A number needs no entry there.
 ///
 /// # Errors
-/// [`UserError::UnknownInImage`], [`UserError::UnknownGroup`], and [`UserError::Lookup`] where a layer cannot be read.
+/// [`UserError::Image`].
 pub fn in_image(image: &RootImage, spec: &str) -> Result<Identity, UserError> {
-    let read = |path: &str| {
-        let text = image.read(path).map_err(|source| UserError::Lookup { name: spec.into(), source })?;
-        Ok(text.unwrap_or_default())
-    };
-    resolve(spec, &read("etc/passwd")?, &read("etc/group")?)
+    let ids = bulkhead_image::user::find(&image.layers, spec)?;
+    Ok(Identity { uid: ids.uid, gid: ids.gid, groups: ids.groups })
 }
 
 /// The id of a group of an image, by name or by number.
 ///
 /// # Errors
-/// As [`in_image`].
+/// [`UserError::Image`].
 pub fn image_group(image: &RootImage, name: &str) -> Result<u32, UserError> {
-    let text = image.read("etc/group").map_err(|source| UserError::Lookup { name: name.into(), source })?;
-    group_in(name, &text.unwrap_or_default())
-}
-
-fn resolve(spec: &str, passwd: &str, group: &str) -> Result<Identity, UserError> {
-    let ids = bulkhead_image::user::resolve(spec, passwd.as_bytes(), group.as_bytes()).map_err(of_image)?;
-    Ok(Identity { uid: ids.uid, gid: ids.gid, groups: ids.groups })
-}
-
-fn group_in(name: &str, database: &str) -> Result<u32, UserError> {
-    bulkhead_image::user::group_id(name, database.as_bytes()).map_err(of_image)
-}
-
-fn of_image(error: bulkhead_image::user::UserError) -> UserError {
-    match error {
-        bulkhead_image::user::UserError::NoUser(name) => UserError::UnknownInImage(name),
-        bulkhead_image::user::UserError::NoGroup(name) => UserError::UnknownGroup(name),
-    }
+    Ok(bulkhead_image::user::find_group(&image.layers, name)?)
 }
 
 #[cfg(test)]
@@ -161,21 +149,5 @@ mod tests {
             assert!(matches!(users.host(name), Err(UserError::Unknown(n)) if n == name));
         }
         assert!(matches!(host_group("no-such-group"), Err(UserError::UnknownGroup(_))));
-    }
-
-    #[test]
-    fn an_image_has_users_of_its_own() {
-        let passwd = "root:x:0:0::/:/bin/sh\napp:x:101:102::/:/bin/sh\nbroken\nbad:x:y:z\n";
-        let group = "root:x:0:\napp:x:102:\nextra:x:103:other,app\n";
-        let of = |spec: &str| resolve(spec, passwd, group);
-        let app = Identity { uid: 101, gid: 102, groups: vec![102, 103] };
-        assert_eq!(of("app").unwrap(), app);
-        assert_eq!(of("101").unwrap(), app);
-        assert_eq!(of("app:extra").unwrap(), Identity { uid: 101, gid: 103, groups: vec![103] });
-        assert_eq!(of("7:8").unwrap(), Identity { uid: 7, gid: 8, groups: vec![8] });
-        assert_eq!(of("7").unwrap(), Identity { uid: 7, gid: 0, groups: vec![0] });
-        assert!(matches!(of("nobody"), Err(UserError::UnknownInImage(_))));
-        assert!(matches!(of("bad"), Err(UserError::UnknownInImage(_))));
-        assert!(matches!(of("app:none"), Err(UserError::UnknownGroup(_))));
     }
 }

@@ -11,18 +11,11 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Command, Stdio},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use bulkhead_agent::{
-    grant::GrantDefaults,
-    isolate::{Isolators, tree::Tree},
-    kernel::cgroupfs::cgroup2_mount,
-    launch::{Launcher, Plan, Running, confine::Rules, execute::Parts, plan::Defaults, view::HostParts},
-};
-use bulkhead_proto::v1;
+use bulkhead_agent::launch::lab::Lab;
 use bulkhead_testkit::host;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -83,11 +76,11 @@ pub(crate) struct Runtime {
 
 /// Measures every size.
 pub(crate) async fn run(settings: &Settings) -> Result<Vec<Runtimes>> {
-    let lab = Lab::new()?;
+    let bench = Bench::new()?;
     let mut sizes = Vec::new();
     for &mib in &settings.resident_mib {
         if fits(mib)? {
-            sizes.push(lab.size(mib, settings.samples).await?);
+            sizes.push(bench.size(mib, settings.samples).await?);
         }
     }
     Ok(sizes)
@@ -112,33 +105,22 @@ fn monotonic_ns() -> Result<u64> {
     Ok(u64::try_from(Duration::from(now).as_nanos())?)
 }
 
-struct Lab {
+struct Bench {
     exec_times: ExecTimes,
     dir: tempfile::TempDir,
-    tree: Tree,
-    launcher: Launcher,
-    plan: Plan,
+    lab: Lab,
 }
 
-impl Lab {
+impl Bench {
     fn new() -> Result<Self> {
         ensure!(host::is_root(), "launches need root");
         // Not below /tmp: tasks have one of their own, and would need the way to their directory made in it.
         let base = std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into());
         let dir = tempfile::tempdir_in(base).context("make a directory")?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
-        let tree = Tree::locate(Path::new(&format!("bulkhead-bench-{}", std::process::id())))?;
-        fs::create_dir_all(tree.root.path().join("guaranteed")).context("make a cgroup")?;
-        let parts = Parts {
-            tree: tree.clone(),
-            isolators: Arc::new(Isolators::new(Vec::new())),
-            exits: None,
-            work_dir: dir.path().to_owned(),
-            host_parts: HostParts::make(dir.path(), &cgroup2_mount()?)?,
-            allow_root: false,
-        };
+        let lab = Lab::new(dir.path(), &format!("bulkhead-bench-{}", std::process::id()), Vec::new(), None)?;
         let exec_times = ExecTimes::listen()?;
-        Ok(Self { exec_times, launcher: Launcher::new(parts), plan: plan()?, tree, dir })
+        Ok(Self { exec_times, dir, lab })
     }
 
     async fn size(&self, resident_mib: usize, samples: usize) -> Result<Runtimes> {
@@ -186,53 +168,19 @@ impl Lab {
 
     /// One task from its plan to exec, and until nothing of it is left but its sandbox, which goes with the lab.
     async fn launch(&self) -> Result<Launched> {
-        let (launcher, plan) = (self.launcher.clone(), self.plan.clone());
+        let plan = self.lab.plan(&ARGUMENTS, |_| {}).context("plan a launch")?;
         self.exec_times.clear()?;
         let (begun, begun_ns) = (Instant::now(), monotonic_ns()?);
-        let launched = tokio::task::spawn_blocking(move || {
-            let running = launcher.prepare(plan, None)?.start()?;
-            Ok::<(Running, Duration), bulkhead_agent::launch::LaunchError>((running, begun.elapsed()))
-        });
-        let (running, known) = launched.await?.map_err(|e| anyhow::anyhow!("{}", e.explain()))?;
+        let launched = self.lab.launch(plan).await;
+        let (running, known) = launched.map_err(|e| anyhow::anyhow!("{}", e.explain()))?;
         running.process.ended().await.context("wait for the program")?;
-        running.cgroup.cgroup.wait_empty().await?;
-        self.launcher.clear(&running.cgroup);
+        self.lab.clear(&running).await?;
         // The sandbox stays, as an agent lets it.
         let gone = begun.elapsed();
         let exec_ns = self.exec_times.of(running.process.pid().as_raw().cast_unsigned())?;
-        Ok(Launched { exec: Duration::from_nanos(exec_ns.saturating_sub(begun_ns)), known, gone })
+        let exec = Duration::from_nanos(exec_ns.saturating_sub(begun_ns));
+        Ok(Launched { exec, known: known.duration_since(begun), gone })
     }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        // Nothing is left in it but its own directories.
-        drop(self.tree.root.remove());
-    }
-}
-
-fn plan() -> Result<Plan> {
-    let resources = v1::Resources { cpu_milli: 100, mem_bytes: 64 << 20, ..v1::Resources::default() };
-    let grant = v1::Grant { resources: Some(resources), class: 1, ..v1::Grant::default() };
-    let spec = v1::TaskSpec {
-        task_id: "true".into(),
-        argv: ARGUMENTS.map(Into::into).to_vec(),
-        grant: Some(grant),
-        ..v1::TaskSpec::default()
-    };
-    let defaults = Defaults {
-        user: "nobody".into(),
-        grant: GrantDefaults {
-            pids_max: 64,
-            disk_bytes: 0,
-            output_bytes: 1 << 20,
-            stall_percent: 100,
-            stall_for: Duration::from_secs(60),
-        },
-        kill_grace: Duration::ZERO,
-        rules: Rules::default(),
-    };
-    Plan::make("bench", &spec, &defaults).context("plan a launch")
 }
 
 /// A container runtime with a bundle for it.

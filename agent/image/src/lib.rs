@@ -12,7 +12,7 @@
 //! - `books`: what the store holds, who uses it and what has to go. Pure.
 //! - [`store`]: every layer once, safe against crashes, bounded.
 //! - [`root`]: files of the whole image, looked up through its layers as overlayfs would show them.
-//! - [`user`]: who the image's user is. Pure.
+//! - [`user`]: who the image's user is.
 
 mod books;
 pub mod error;

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 /// Largest document that is read, as registries bound it too.
 pub(crate) const MAX_BYTES: u64 = 4 << 20;
-/// Most layers of an image. Overlayfs takes 500; the kernel's mount options hold fewer.
+/// Most layers of an image, as container engines have it. Overlayfs takes 500.
 pub const MAX_LAYERS: usize = 127;
 /// Indexes within indexes that are followed.
 pub(crate) const MAX_NESTING: usize = 4;

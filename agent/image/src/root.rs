@@ -137,3 +137,35 @@ fn is_opaque(dir: &OwnedFd) -> bool {
     let length = rustix::fs::fgetxattr(dir, "trusted.overlay.opaque", &mut value[..]);
     length == Ok(1) && value == *b"y"
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    #[test]
+    fn the_upper_layer_counts_and_no_link_leads_out() {
+        let (low, high) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for (layer, text) in [(&low, "low"), (&high, "high")] {
+            fs::create_dir(layer.path().join("etc")).unwrap();
+            fs::write(layer.path().join("etc/passwd"), text).unwrap();
+        }
+        fs::write(low.path().join("etc/group"), "group").unwrap();
+        let layers = [low.path().to_owned(), high.path().to_owned()];
+        let content =
+            |path: &str| read(&layers, Path::new(path), 100).map(|found| found.map(String::from_utf8));
+        assert_eq!(content("etc/passwd").unwrap(), Some(Ok("high".into())));
+        assert_eq!(content("etc/group").unwrap(), Some(Ok("group".into())));
+        assert_eq!(content("etc/shadow").unwrap(), None);
+        assert!(read(&layers, Path::new("etc/group"), 4).unwrap_err().to_string().contains("etc/group"));
+        let above = high.path().join("etc/passwd");
+        fs::remove_file(&above).unwrap();
+        symlink("/etc/passwd", &above).unwrap();
+        // It points to itself within the image, and so nowhere.
+        assert!(content("etc/passwd").is_err());
+        fs::remove_file(&above).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &above, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        assert_eq!(content("etc/passwd").unwrap(), None);
+    }
+}

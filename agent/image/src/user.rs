@@ -1,10 +1,17 @@
-//! Who `USER[:GROUP]` is within an image. Pure: the files' content comes in.
+//! Who `USER[:GROUP]` is within an image.
 //!
 //! As containers have it: a number needs no entry, and has then the group 0; a user without a group given has
 //! those of `/etc/group`.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
+use crate::{error::ImageError, root};
+
+/// A user database larger than this is none.
+const MAX_DATABASE_BYTES: u64 = 1 << 20;
 /// Most supplementary groups that the kernel takes (NGROUPS_MAX).
 const MAX_GROUPS: usize = 65_536;
 
@@ -32,6 +39,38 @@ pub enum UserError {
     NoGroup(String),
 }
 
+/// A user could not be found.
+#[derive(Debug, thiserror::Error)]
+pub enum LookupError {
+    /// There is nobody of that name.
+    #[error(transparent)]
+    Nobody(#[from] UserError),
+    /// A layer cannot be read.
+    #[error(transparent)]
+    Read(#[from] ImageError),
+}
+
+/// Finds a user in the databases of an image, of which these are the layers, lowest first. Blocks.
+///
+/// # Errors
+/// [`LookupError`].
+pub fn find(layers: &[PathBuf], user: &str) -> Result<Ids, LookupError> {
+    let passwd = database(layers, "etc/passwd")?;
+    Ok(resolve(user, &passwd, &database(layers, "etc/group")?)?)
+}
+
+/// Finds a group, as [`find`] does.
+///
+/// # Errors
+/// [`LookupError`].
+pub fn find_group(layers: &[PathBuf], name: &str) -> Result<u32, LookupError> {
+    Ok(group_id(name, &database(layers, "etc/group")?)?)
+}
+
+fn database(layers: &[PathBuf], path: &str) -> Result<Vec<u8>, ImageError> {
+    Ok(root::read(layers, Path::new(path), MAX_DATABASE_BYTES)?.unwrap_or_default())
+}
+
 /// The fields of one line.
 fn lines(file: &[u8]) -> impl Iterator<Item = Vec<&str>> {
     // What is no text is no entry; it does not spoil the others.
@@ -45,7 +84,7 @@ fn id(text: &str) -> Option<u32> {
     text.parse().ok().filter(|id| digits && *id != u32::MAX)
 }
 
-/// Finds a user in the content of `/etc/passwd` and `/etc/group`.
+/// Finds a user in the content of `/etc/passwd` and `/etc/group`. Pure.
 ///
 /// # Errors
 /// [`UserError`] for a name that is not there.

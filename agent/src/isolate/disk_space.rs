@@ -33,17 +33,20 @@ use crate::{
 };
 
 mod projects;
+mod volumes;
 mod walk;
 
 pub use projects::ProjectError;
 use projects::Projects;
+pub use volumes::{Bound, BoundChange, BoundError, VolumeBounds};
 
 /// CAP_SYS_RESOURCE: whoever has it writes beyond the quotas of ext4. The launch drops it from every set of a task
 /// that is held by a quota, root's too; [`DiskSpace`] looks once more when the program runs.
 pub const FORBIDDEN_CAPABILITY: u32 = 24;
 
 /// The requests of `ioctl` that a task under a quota must not make.
-pub const FORBIDDEN_IOCTLS: [libc::c_ulong; 2] = [quota::FS_IOC_FSSETXATTR, quota::FS_IOC_SETFLAGS];
+pub const FORBIDDEN_IOCTLS: [libc::c_ulong; 3] =
+    [quota::FS_IOC_FSSETXATTR, quota::FS_IOC_SETFLAGS, quota::FS_IOC32_SETFLAGS];
 
 /// Needs a work directory on a file system that holds projects to their quotas.
 #[derive(Debug)]
@@ -83,51 +86,6 @@ impl DiskSpace {
     pub fn used_bytes(&self) -> u64 {
         let projects: Vec<u32> = self.running().values().map(|r| r.project).collect();
         projects.iter().filter_map(|p| self.work_dir.record(*p).ok()).map(|record| record.bytes).sum()
-    }
-
-    /// Bounds a volume: everything in the directory together, for all tasks that use it. 0 is no bound. The one that
-    /// was set last holds. What is there already is counted once, by walking through it, the first time.
-    ///
-    /// Called by a launch for volumes that name a bound, before they are mounted. The bound stays with the directory.
-    ///
-    /// # Errors
-    /// [`IsolateError::Refused`] where its file system has no quotas, it belongs to a project of somebody else, or it
-    /// lies in a bounded directory.
-    pub fn bound_volume(
-        &self,
-        directory: &Path,
-        max_bytes: u64,
-        max_inodes: u64,
-    ) -> Result<(), IsolateError> {
-        if max_bytes == 0 && max_inodes == 0 {
-            return Ok(());
-        }
-        let refuse = |why: String| {
-            IsolateError::Refused(format!("volume {} cannot be bounded: {why}", directory.display()))
-        };
-        quota::probe(directory).map_err(refuse)?;
-        let dir = ProjectDir::open(directory)?;
-        let project = match dir.project()? {
-            0 => self.projects.take(&dir)?,
-            project if !self.projects.owns(project) => {
-                return Err(refuse(format!(
-                    "it belongs to project {project} of somebody else; `chattr -p 0` takes it out of that"
-                )));
-            }
-            project => {
-                let parent = directory.parent().map(ProjectDir::open).transpose()?;
-                if parent.is_some_and(|p| p.project().is_ok_and(|of_parent| of_parent == project)) {
-                    return Err(refuse("a directory above it is bounded already".to_owned()));
-                }
-                project
-            }
-        };
-        // Limits are set last, so where there are some the walk was completed.
-        let record = dir.record(project)?;
-        if record.max_bytes == 0 && record.max_inodes == 0 {
-            walk::assign_all(&dir, project)?;
-        }
-        Ok(dir.limit(project, max_bytes, max_inodes)?)
     }
 
     /// The sandbox's directory and its project.
@@ -229,7 +187,7 @@ impl Isolator for Arc<DiskSpace> {
         let set = |(bytes, inodes)| dir.limit(project, bytes, inodes);
         set(limits(after))?;
         // Looked at afterwards: the task may be writing at this moment.
-        match excess(dir.record(project)?) {
+        match excess("the sandbox", dir.record(project)?) {
             None => Ok(()),
             Some(why) => {
                 set(limits(before))?;
@@ -284,16 +242,16 @@ pub async fn follow(disk: Arc<DiskSpace>, mut warnings: QuotaWarnings, events: A
 }
 
 /// What is used beyond the limits, for people.
-fn excess(record: Record) -> Option<String> {
+fn excess(what: &str, record: Record) -> Option<String> {
     let advice = "remove files first, or ask for more";
     if record.max_bytes > 0 && record.bytes > record.max_bytes {
         let (used, limit) = (ByteSize::b(record.bytes), ByteSize::b(record.max_bytes));
-        return Some(format!("the sandbox holds {used}, which is more than {limit}: {advice}"));
+        return Some(format!("{what} holds {used}, which is more than {limit}: {advice}"));
     }
     let over = record.max_inodes > 0 && record.inodes > record.max_inodes;
     over.then(|| {
         let (used, limit) = (record.inodes, record.max_inodes);
-        format!("the sandbox holds {used} files, which is more than {limit}: {advice}")
+        format!("{what} holds {used} files, which is more than {limit}: {advice}")
     })
 }
 
@@ -317,9 +275,9 @@ mod tests {
     #[test]
     fn what_is_over_a_limit_is_told() {
         let record = Record { bytes: 3 << 20, inodes: 7, max_bytes: 3 << 20, max_inodes: 7 };
-        assert_eq!(excess(record), None);
-        assert_eq!(excess(Record { max_bytes: 0, max_inodes: 0, ..record }), None);
-        assert!(excess(Record { max_bytes: 1 << 20, ..record }).unwrap().contains("1.0 MiB"));
-        assert!(excess(Record { max_inodes: 6, ..record }).unwrap().contains("7 files"));
+        assert_eq!(excess("it", record), None);
+        assert_eq!(excess("it", Record { max_bytes: 0, max_inodes: 0, ..record }), None);
+        assert!(excess("it", Record { max_bytes: 1 << 20, ..record }).unwrap().contains("1.0 MiB"));
+        assert!(excess("it", Record { max_inodes: 6, ..record }).unwrap().contains("7 files"));
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     isolate::TaskPlace,
     journal::{Accepted, Fact, Journal},
     kernel::pidfd::Watched,
-    launch::{LaunchError, Launcher, Plan, Running, blocking, execute::Prepared},
+    launch::{LaunchError, Launcher, Plan, Prepared, Running, blocking},
     offer::ledger::TaskKey,
     task::{
         End, KillRequest,

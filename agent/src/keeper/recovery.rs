@@ -18,6 +18,7 @@ use crate::{
         cgroupfs::{Cgroup, CgroupError},
         pidfd::{self, Watched},
     },
+    launch::volume::Volume,
     measure::node::boot_id,
     offer::ledger::TaskKey,
     task::{
@@ -85,6 +86,8 @@ impl Keeper {
             None => (TaskState::Staging, first),
         };
         let grant = Grant::check(spec.grant.as_ref(), &self.parts.defaults.grant);
+        let volumes = spec.volumes.iter().filter_map(|v| Volume::check(v, &self.parts.defaults.rules).ok());
+        let volumes: Vec<Volume> = volumes.collect();
         self.table.restore(key.clone(), spec, sandbox.clone(), task.accepted.unix_time_ms, state, sequence);
         self.table.acknowledge(&key, task.acknowledged);
         if let (Recovery::Report, Some(status)) = (decision, task.ended) {
@@ -109,6 +112,7 @@ impl Keeper {
             Some(started) => {
                 self.adopt_image(&key, &started.image);
                 self.parts.launcher.isolators().recover(&cgroup, &grant);
+                self.parts.launcher.adopt_volumes(&cgroup, &volumes);
                 let ran = Duration::from_millis(unix_time_ms().saturating_sub(started.unix_time_ms));
                 let since = Instant::now().checked_sub(ran).unwrap_or_else(Instant::now);
                 self.supervise(key, process, cgroup, since);

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::Keeper;
 use crate::{
     grant::DiskGrant,
-    launch::{LaunchError, execute::Prepared},
+    launch::{LaunchError, Prepared},
     offer::ledger::TaskKey,
     task::{End, KillRequest},
 };

@@ -5,10 +5,11 @@
 //! so no device has to be found (Linux 5.14; fs/quota/quota.c, include/uapi/linux/quota.h, linux/dqblk_xfs.h).
 
 use std::{
+    ffi::CStr,
     fs::{File, OpenOptions},
     io,
     os::{
-        fd::{AsFd, AsRawFd as _},
+        fd::{AsFd, AsRawFd as _, BorrowedFd},
         unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
@@ -16,6 +17,8 @@ use std::{
 
 use nix::{
     errno::Errno,
+    fcntl::{OFlag, openat},
+    sys::stat::Mode,
     sys::statfs::{EXT4_SUPER_MAGIC, FsType, XFS_SUPER_MAGIC, fstatfs},
 };
 
@@ -63,8 +66,10 @@ const FS_IOC_FSGETXATTR: libc::c_ulong = 0x801c_581f;
 pub const FS_IOC_FSSETXATTR: libc::c_ulong = 0x401c_5820;
 /// The ioctl that sets the older flags; it can take the inheritance of the project away.
 pub const FS_IOC_SETFLAGS: libc::c_ulong = 0x4008_6602;
+/// The same of a 32-bit program.
+pub const FS_IOC32_SETFLAGS: libc::c_ulong = 0x4004_6602;
 /// `file_setattr` (Linux 6.17) does what [`FS_IOC_FSSETXATTR`] does.
-pub const SYS_FILE_SETATTR: libc::c_long = 469;
+pub const SYS_FILE_SETATTR: u32 = 469;
 
 const FS_XFLAG_IMMUTABLE: u32 = 0x8;
 const FS_XFLAG_APPEND: u32 = 0x10;
@@ -134,6 +139,38 @@ impl ProjectDir {
         }
     }
 
+    /// A directory that is open already, perhaps with O_PATH; `path` is for messages.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn of(directory: BorrowedFd<'_>, path: &Path) -> Result<Self, QuotaError> {
+        Self::beside(directory, c".", path)
+    }
+
+    /// The directory above.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn parent(&self) -> Result<Self, QuotaError> {
+        Self::beside(self.file.as_fd(), c"..", &self.path.join(".."))
+    }
+
+    fn beside(directory: BorrowedFd<'_>, name: &CStr, path: &Path) -> Result<Self, QuotaError> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        match openat(directory, name, flags, Mode::empty()) {
+            Ok(fd) => Ok(Self { file: fd.into(), path: path.to_owned() }),
+            Err(error) => Err(QuotaError { op: "open", path: path.to_owned(), source: error.into() }),
+        }
+    }
+
+    /// Which directory it is, whatever its name: device and inode.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn id(&self) -> Result<(u64, u64), QuotaError> {
+        self.file.metadata().map(|m| (m.dev(), m.ino())).map_err(|e| self.failed("look at", e))
+    }
+
     /// Where it was opened.
     pub fn path(&self) -> &Path {
         &self.path
@@ -192,7 +229,7 @@ impl ProjectDir {
 }
 
 impl AsFd for ProjectDir {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 }
@@ -248,27 +285,36 @@ pub(crate) fn make_immutable(file: impl AsFd) -> io::Result<()> {
 /// Why not, and what to do about it, in words.
 pub fn probe(dir: &Path) -> Result<String, String> {
     let there = dir.ancestors().find(|d| d.is_dir()).unwrap_or_else(|| Path::new("/"));
-    let at = there.display();
-    let opened = ProjectDir::open(there).map_err(|e| crate::error_chain(&e))?;
-    let kind = fstatfs(&opened.file).map_err(|e| format!("{at}: {e}"))?.filesystem_type();
-    let remedy = match kind {
-        EXT4_SUPER_MAGIC => {
-            "unmount it, run `tune2fs -O quota,project -Q prjquota DEVICE`, and mount it with -o prjquota"
+    ProjectDir::open(there).map_err(|e| crate::error_chain(&e))?.probe()
+}
+
+impl ProjectDir {
+    /// Does its file system hold projects to their quotas?
+    ///
+    /// # Errors
+    /// Why not, and what to do about it, in words.
+    pub fn probe(&self) -> Result<String, String> {
+        let at = self.path.display();
+        let kind = fstatfs(&self.file).map_err(|e| format!("{at}: {e}"))?.filesystem_type();
+        let remedy = match kind {
+            EXT4_SUPER_MAGIC => {
+                "unmount it, run `tune2fs -O quota,project -Q prjquota DEVICE`, and mount it with -o prjquota"
+            }
+            XFS_SUPER_MAGIC => {
+                "mount it with -o prjquota (for the root file system boot with rootflags=prjquota)"
+            }
+            _ => "choose a directory on ext4 or XFS, mounted with -o prjquota",
+        };
+        let name = name_of(kind);
+        let mut state = QuotaState { version: FS_QSTATV_VERSION1, pad: 0, flags: 0, rest: [0; 39] };
+        match quotactl(&self.file, Q_XGETQSTATV, 0, &mut state) {
+            Ok(()) if state.flags & FS_QUOTA_PDQ_ENFD != 0 => {
+                self.project().map_err(|e| crate::error_chain(&e))?;
+                Ok(format!("{name} at {at}, mounted with prjquota"))
+            }
+            Ok(()) => Err(format!("{name} at {at} holds no project quotas: {remedy}")),
+            Err(error) => Err(format!("{name} at {at} has no project quotas ({error}): {remedy}")),
         }
-        XFS_SUPER_MAGIC => {
-            "mount it with -o prjquota (for the root file system boot with rootflags=prjquota)"
-        }
-        _ => "put work_dir on ext4 or XFS, mounted with -o prjquota",
-    };
-    let name = name_of(kind);
-    let mut state = QuotaState { version: FS_QSTATV_VERSION1, pad: 0, flags: 0, rest: [0; 39] };
-    match quotactl(&opened.file, Q_XGETQSTATV, 0, &mut state) {
-        Ok(()) if state.flags & FS_QUOTA_PDQ_ENFD != 0 => {
-            opened.project().map_err(|e| crate::error_chain(&e))?;
-            Ok(format!("{name} at {at}, mounted with prjquota"))
-        }
-        Ok(()) => Err(format!("{name} at {at} holds no project quotas: {remedy}")),
-        Err(error) => Err(format!("{name} at {at} has no project quotas ({error}): {remedy}")),
     }
 }
 

@@ -31,8 +31,8 @@ pub struct Child<'a> {
     pub inherited_limit: Option<ChildStep<'static>>,
     /// The files that Landlock leaves it.
     pub landlock: Option<Landlock<'a>>,
-    /// The system calls that it is left with.
-    pub seccomp: Option<&'a [libc::sock_filter]>,
+    /// The system calls that it is left with: filters, in the order in which they are installed.
+    pub seccomp: Vec<&'a [libc::sock_filter]>,
 }
 
 /// A ruleset, and the rights that it gives to mounts that only the child sees.
@@ -151,7 +151,7 @@ impl Child<'_> {
     }
 
     fn seccomp<'a>(&'a self, steps: &mut Vec<ChildStep<'a>>) {
-        steps.extend(self.seccomp.map(ChildStep::Seccomp));
+        steps.extend(self.seccomp.iter().map(|filter| ChildStep::Seccomp(filter)));
     }
 }
 

@@ -5,7 +5,7 @@
 //! | namespaces | mount, pid, ipc, uts | none |
 //! | files | a /tmp, /dev and /proc of its own, the rest read-only; Landlock without an image | the host's, or its image |
 //! | capabilities | none, for root too | those of its user, without `CAP_SYS_RESOURCE` |
-//! | system calls | the default filter | all |
+//! | system calls | the default filter | all but those that lead out of a disk quota |
 //! | no_new_privs | yes | unless it is root |
 //!
 //! A change that makes the profile weaker is refused unless the operator allows trusted tasks.
@@ -104,6 +104,8 @@ pub struct Fences {
     pub no_new_privs: Option<bool>,
     /// A profile in JSON, or empty for the default one; `None` filters nothing.
     pub seccomp: Option<String>,
+    /// A filter of its own against what leads out of a disk quota: where `seccomp` is not the default one.
+    pub quota_guard: bool,
     /// Besides the limits that it inherits.
     pub limits: Vec<Limit>,
     /// Of what it creates.
@@ -194,6 +196,11 @@ impl Fences {
         }
         let image = spec.image.is_some();
         let confined = profile == Profile::Default;
+        let seccomp = match asked.seccomp.as_str() {
+            "" => confined.then(String::new),
+            UNCONFINED => None,
+            json => Some(json.to_owned()),
+        };
         let mut fences = Self {
             profile,
             namespaces: namespaces(asked, confined, image || !spec.volumes.is_empty()),
@@ -205,11 +212,8 @@ impl Fences {
             add_capabilities,
             drop_capabilities: capabilities(&asked.drop_capabilities)?,
             no_new_privs: asked.no_new_privs.or_else(|| confined.then_some(true)),
-            seccomp: match asked.seccomp.as_str() {
-                "" => confined.then(String::new),
-                UNCONFINED => None,
-                json => Some(json.to_owned()),
-            },
+            quota_guard: seccomp.as_deref() != Some(""),
+            seccomp,
             limits: asked.rlimits.iter().map(Limit::check).collect::<Result<_, _>>()?,
             umask: umask(asked.umask)?,
             groups: asked.groups.clone(),
@@ -241,14 +245,16 @@ impl Fences {
         let needed = [
             ("namespaces", self.namespaces != Namespaces::default()),
             ("user_namespace", self.user_namespace),
-            ("seccomp", self.seccomp.is_some()),
+            ("seccomp", self.seccomp.is_some() || self.quota_guard),
             ("landlock", self.landlock),
         ];
         for (feature, _) in needed.into_iter().filter(|(_, needed)| *needed) {
             let Some(why) = rules.lacks.get(feature) else { continue };
             match feature {
                 "landlock" if rules.waived.contains(feature) => self.landlock = false,
-                "seccomp" if rules.waived.contains(feature) && !own_seccomp => self.seccomp = None,
+                "seccomp" if rules.waived.contains(feature) && !own_seccomp => {
+                    (self.seccomp, self.quota_guard) = (None, false);
+                }
                 _ => return Err(ConfineError::Missing { feature, why: why.clone() }),
             }
         }

@@ -1,6 +1,6 @@
 //! Where a test can make a launch fail. An agent has none of it.
 
-use super::execute::LaunchError;
+use super::LaunchError;
 use crate::kernel::spawn::ChildStep;
 
 /// One step of a launch in the agent, in the order in which they are taken.
@@ -12,11 +12,13 @@ pub enum Step {
     Sandbox,
     /// Make its cgroup.
     Cgroup,
+    /// Open this volume, and bound it.
+    Volume(usize),
     /// Have this isolator set its limit.
     Limit(usize),
     /// Open its output.
     Outputs,
-    /// Open its volumes, make its mounts and its rules of files.
+    /// Make its mounts and its rules of files.
     Files,
     /// Make its process and have it execute the program.
     Spawn,

@@ -14,7 +14,9 @@ use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition};
 
 use self::program::{ENOSYS, Policy, Rule, Verdict};
 use super::capability::CapSet;
+use crate::isolate::disk_space::FORBIDDEN_IOCTLS;
 
+mod guard;
 mod profile;
 mod program;
 mod table;
@@ -95,6 +97,12 @@ impl Filter {
         Ok(Self { program: policy.compile()?, unknown })
     }
 
+    /// Lets everything through but the calls that give a file to another project, which its owner may do in the first
+    /// user namespace: no quota would hold a task with them. For tasks under no filter, or one of their own.
+    pub fn quota_guard() -> Self {
+        Self { program: guard::program(), unknown: Vec::new() }
+    }
+
     /// The instructions, for `struct sock_fprog`. Never more than the kernel takes.
     pub fn program(&self) -> &[sock_filter] {
         &self.program
@@ -108,12 +116,24 @@ impl Filter {
 }
 
 /// Filters that were made before: one for each profile and set of capabilities.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct FilterCache {
     made: Mutex<HashMap<(String, CapSet), Arc<Filter>>>,
+    quota_guard: Arc<Filter>,
+}
+
+impl Default for FilterCache {
+    fn default() -> Self {
+        Self { made: Mutex::default(), quota_guard: Arc::new(Filter::quota_guard()) }
+    }
 }
 
 impl FilterCache {
+    /// [`Filter::quota_guard`].
+    pub fn quota_guard(&self) -> Arc<Filter> {
+        Arc::clone(&self.quota_guard)
+    }
+
     /// The filter of a profile in JSON, or of the default profile where it is empty.
     ///
     /// # Errors
@@ -194,7 +214,7 @@ fn default_policy(caps: CapSet) -> Result<Policy, SeccompError> {
     for family in table::FAMILIES {
         policy.add(socket, allow(vec![int(0, Eq, family)?]));
     }
-    for request in table::IOCTLS {
+    for request in table::TERMINAL_IOCTLS.into_iter().chain(FORBIDDEN_IOCTLS) {
         policy.add(number(Sysno::ioctl), fail(vec![int(1, Eq, request)?], EPERM));
     }
     policy.add(number(Sysno::ioctl), allow(Vec::new()));

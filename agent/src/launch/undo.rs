@@ -4,7 +4,7 @@ use nix::{sys::wait::waitpid, unistd::Pid};
 use tokio::runtime::Handle;
 
 use super::{Launcher, Sandbox};
-use crate::isolate::TaskPlace;
+use crate::isolate::{TaskPlace, disk_space::BoundChange};
 
 /// How to undo one step. Each is harmless where its step was taken only in part.
 #[derive(Debug)]
@@ -13,6 +13,10 @@ pub(super) enum Undo {
     Sandbox(Sandbox),
     /// Remove the cgroup.
     Cgroup(TaskPlace),
+    /// Forget that it uses its volumes.
+    Volume(TaskPlace),
+    /// Put the bound of a volume back.
+    Bound(TaskPlace, BoundChange),
     /// Take the limit of this isolator away.
     Limit(TaskPlace, usize),
     /// Forget how the process ended.
@@ -36,6 +40,11 @@ impl Rollback {
     /// does not exist before is pushed after.
     pub(super) fn push(&mut self, undo: Undo) {
         self.done.push(undo);
+    }
+
+    /// As [`Rollback::push`], of any number.
+    pub(super) fn extend(&mut self, undo: impl IntoIterator<Item = Undo>) {
+        self.done.extend(undo);
     }
 
     /// The launch succeeded.
@@ -67,6 +76,12 @@ impl Launcher {
             Undo::Cgroup(place) => {
                 if let Err(error) = place.cgroup.remove() {
                     warn("remove the cgroup", &error);
+                }
+            }
+            Undo::Volume(place) => self.volumes().leave(&place),
+            Undo::Bound(place, change) => {
+                if let Err(error) = self.volumes().revert(&place, &change) {
+                    warn("put the bound of a volume back", &error);
                 }
             }
             Undo::Limit(place, part) => {

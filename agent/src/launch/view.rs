@@ -18,7 +18,10 @@
 
 use std::{
     ffi::CString,
-    os::{fd::BorrowedFd, unix::ffi::OsStrExt as _},
+    os::{
+        fd::{AsRawFd as _, BorrowedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -73,10 +76,8 @@ pub struct Tree<'a> {
 pub struct View<'a> {
     /// Shared directories.
     pub parts: &'a HostParts,
-    /// The layers of the root, lowest first; none is the host's root.
-    pub layers: &'a [PathBuf],
-    /// Made for the targets of this task's volumes, on top of the layers.
-    pub own_layer: Option<&'a Path>,
+    /// The directories that the root is laid of, the highest first; none is the host's root.
+    pub layers: Vec<BorrowedFd<'a>>,
     /// A /tmp, /dev and /proc of its own, and all else read-only? Always with layers.
     pub private: bool,
     /// Then /proc must show its processes.
@@ -96,15 +97,13 @@ pub enum ViewError {
     /// A path with a NUL byte.
     #[error("{0:?} has a NUL byte in it")]
     Nul(PathBuf),
-    /// The list of layers is longer than a page, which is all that mount(2) takes.
-    #[error("the image has {0} layers, more than one mount takes: squash some")]
-    TooManyLayers(usize),
 }
 
 const NOSUID_NODEV: u64 = libc::MS_NOSUID | libc::MS_NODEV;
 const HARMLESS: u64 = NOSUID_NODEV | libc::MS_NOEXEC;
-/// mount(2) reads at most a page of options.
-const MAX_OPTIONS: usize = 4095;
+/// Where a process finds its descriptors by their numbers. mount(2) takes a page of options, which the paths of forty
+/// layers would fill; of these names 500 fit, and that many layers are all that overlayfs takes.
+const DESCRIPTORS: &str = "/proc/self/fd";
 /// Nodes of /dev that are only a handful of inodes; what is large in it is /dev/shm, which is memory of the task.
 const DEV_OPTIONS: &str = "mode=755";
 /// Group 5 is `tty` on every distribution.
@@ -197,14 +196,12 @@ impl<'a> Steps<'a> {
         Ok(())
     }
 
+    /// Names of layers are looked up from where the process is, and through the host's /proc, which is there until a new
+    /// one is mounted.
     fn overlay(&mut self, view: &View<'_>) -> Result<(), ViewError> {
-        let lowest_last = view.layers.iter().rev().map(PathBuf::as_path);
-        let top = view.own_layer.into_iter().chain([view.parts.skeleton.as_path()]);
-        let layers: Vec<String> = top.chain(lowest_last).map(escaped).collect();
-        let options = format!("lowerdir={}", layers.join(":"));
-        if options.len() > MAX_OPTIONS {
-            return Err(ViewError::TooManyLayers(view.layers.len()));
-        }
+        self.list.push(ChildStep::Directory(cstring(Path::new(DESCRIPTORS))?));
+        let names: Vec<String> = view.layers.iter().map(|layer| layer.as_raw_fd().to_string()).collect();
+        let options = format!("lowerdir={}", names.join(":"));
         self.mount("overlay", &view.parts.root, libc::MS_RDONLY | libc::MS_NODEV, Some(&options))
     }
 
@@ -307,12 +304,6 @@ impl<'a> Steps<'a> {
 
 fn cstring(path: &Path) -> Result<CString, ViewError> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| ViewError::Nul(path.to_owned()))
-}
-
-/// As an option of overlayfs: layers are separated by colons, options by commas.
-fn escaped(layer: &Path) -> String {
-    let text = layer.to_string_lossy();
-    text.replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,")
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -14,7 +14,7 @@ use nix::{
 };
 
 use super::confine::{ConfineError, Rules, plain_absolute};
-use crate::kernel::mounts;
+use crate::{isolate::disk_space::Bound, kernel::mounts};
 
 /// A volume that the agent's settings allow.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct Volume {
     pub target: PathBuf,
     /// May the task only read?
     pub read_only: bool,
+    /// Of everything in it, whoever uses it.
+    pub bound: Bound,
 }
 
 /// A volume cannot be had.
@@ -64,7 +66,8 @@ impl Volume {
         let allowed = rules.volume_dirs.iter().find(|dir| source.starts_with(dir));
         let allowed = allowed.ok_or_else(|| ConfineError::VolumeNotAllowed(asked.source.clone()))?.clone();
         let below = source.strip_prefix(&allowed).unwrap_or_else(|_| Path::new("")).to_owned();
-        Ok(Self { allowed, below, target, read_only: asked.read_only })
+        let bound = Bound { max_bytes: asked.max_bytes, max_inodes: asked.max_inodes };
+        Ok(Self { allowed, below, target, read_only: asked.read_only, bound })
     }
 
     /// The directory on the host.
@@ -72,31 +75,39 @@ impl Volume {
         self.allowed.join(&self.below)
     }
 
-    /// Opens it, and makes a mount of it that no device and no setuid program works on.
+    /// Finds the directory.
     ///
     /// No link is followed below the allowed directory: a task that had the volume before could have made one.
     ///
     /// # Errors
     /// [`VolumeError`].
-    pub fn open(&self) -> Result<OpenVolume, VolumeError> {
-        let failed = |why| {
-            let path = self.source();
-            move |e: Errno| VolumeError { path, why, source: e.into() }
-        };
+    pub fn directory(&self) -> Result<OwnedFd, VolumeError> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let allowed = open(&self.allowed, flags, Mode::empty())
-            .map_err(failed("one of the agent's volume_dirs must be there"))?;
-        let directory = if self.below.as_os_str().is_empty() {
-            allowed
-        } else {
-            let stay = ResolveFlag::RESOLVE_BENEATH
-                | ResolveFlag::RESOLVE_NO_SYMLINKS
-                | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-            let how = OpenHow::new().flags(flags).resolve(stay);
-            openat2(allowed.as_fd(), &self.below, how)
-                .map_err(failed("it must be a directory that is there, reached without links"))?
-        };
-        let of_host = fstatvfs(&directory).map_err(failed("its file system does not answer"))?;
+            .map_err(self.failed("one of the agent's volume_dirs must be there"))?;
+        if self.below.as_os_str().is_empty() {
+            return Ok(allowed);
+        }
+        let stay = ResolveFlag::RESOLVE_BENEATH
+            | ResolveFlag::RESOLVE_NO_SYMLINKS
+            | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+        let how = OpenHow::new().flags(flags).resolve(stay);
+        openat2(allowed.as_fd(), &self.below, how)
+            .map_err(self.failed("it must be a directory that is there, reached without links"))
+    }
+
+    fn failed(&self, why: &'static str) -> impl FnOnce(Errno) -> VolumeError {
+        let path = self.source();
+        move |e| VolumeError { path, why, source: e.into() }
+    }
+
+    /// Finds it, and makes a mount of it that no device and no setuid program works on.
+    ///
+    /// # Errors
+    /// [`VolumeError`].
+    pub fn open(&self) -> Result<OpenVolume, VolumeError> {
+        let directory = self.directory()?;
+        let of_host = fstatvfs(&directory).map_err(self.failed("its file system does not answer"))?;
         let writable = !self.read_only && !of_host.flags().contains(FsFlags::ST_RDONLY);
         let attributes = libc::MOUNT_ATTR_NOSUID
             | libc::MOUNT_ATTR_NODEV
@@ -120,6 +131,11 @@ pub struct OpenVolume {
 }
 
 impl OpenVolume {
+    /// The directory itself, opened with O_PATH.
+    pub fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
     /// A name of exactly this directory, as long as it is open.
     pub fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.directory.as_raw_fd()).into()

@@ -4,9 +4,9 @@ use std::{path::Path, sync::Arc};
 
 use bulkhead_proto::v1::{Enforced, Resources};
 
-use super::{NodeError, programs::Programs};
+use super::{NodeError, programs::Programs, settings};
 use crate::{
-    config::{Config, ConfigError},
+    config::Config,
     event::EventLog,
     isolate::{
         Isolator, Isolators,
@@ -127,12 +127,7 @@ fn memory(host: &Host<'_>) -> MemorySetup {
 
 /// A range of project ids on the file system of the work directory. Sandboxes that are full become events.
 fn open_disk(host: &Host<'_>) -> Result<Arc<DiskSpace>, NodeError> {
-    let projects = host.config.project_range().map_err(|why| ConfigError::Value {
-        key: "disk_projects",
-        value: host.config.disk_projects.clone(),
-        why,
-    })?;
-    let disk = Arc::new(DiskSpace::open(&host.config.work_dir, projects)?);
+    let disk = Arc::new(DiskSpace::open(&host.config.work_dir, settings::projects(host.config)?)?);
     match QuotaWarnings::open() {
         Ok(warnings) => {
             let following = disk_space::follow(Arc::clone(&disk), warnings, Arc::clone(host.events));

@@ -1,6 +1,6 @@
 //! The settings, in the form that the parts of the agent take.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 use bulkhead_proto::v1::AgentInfo;
 
@@ -31,7 +31,11 @@ pub(super) fn info(config: &Config, listening: String) -> Result<AgentInfo, Node
 }
 
 /// What tasks leave out. Without quotas nothing would hold a sandbox to its size.
-pub(super) fn defaults(config: &Config, disk_is_held: bool, features: &Features) -> Result<Defaults, ConfigError> {
+pub(super) fn defaults(
+    config: &Config,
+    disk_is_held: bool,
+    features: &Features,
+) -> Result<Defaults, ConfigError> {
     let profile = config.default_profile.parse().map_err(|e: ConfineError| ConfigError::Value {
         key: "default_profile",
         value: config.default_profile.clone(),
@@ -69,7 +73,9 @@ pub(super) fn check_task_user(config: &Config) -> Result<(), ConfigError> {
         Ok(user) if user.uid == 0 && !config.allow_root_tasks => {
             "tasks may not run as root: name another user, or set allow_root_tasks".to_owned()
         }
-        Err(UserError::Unknown(_)) => "there is no such user on this host: create it, or name another".to_owned(),
+        Err(UserError::Unknown(_)) => {
+            "there is no such user on this host: create it, or name another".to_owned()
+        }
         Err(error) => {
             tracing::warn!(error = crate::error_chain(&error), "look up the user of tasks that name none");
             return Ok(());
@@ -77,6 +83,13 @@ pub(super) fn check_task_user(config: &Config) -> Result<(), ConfigError> {
         Ok(_) => return Ok(()),
     };
     Err(ConfigError::Value { key: "task_user", value: config.task_user.clone(), why })
+}
+
+/// The project ids that sandboxes and bounded volumes get.
+pub(super) fn projects(config: &Config) -> Result<RangeInclusive<u32>, ConfigError> {
+    let value = || config.disk_projects.clone();
+    let bad = |why| ConfigError::Value { key: "disk_projects", value: value(), why };
+    config.project_range().map_err(bad)
 }
 
 /// How long sandboxes of ended tasks are kept.

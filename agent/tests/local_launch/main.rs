@@ -10,24 +10,20 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use bulkhead_agent::{
-    grant::{Grant, GrantDefaults},
-    isolate::{IsolateError, Isolator, Isolators, TaskPlace, tree::Tree},
+    grant::Grant,
+    isolate::{IsolateError, Isolator, TaskPlace},
     kernel::{
         cgroupfs::cgroup2_mount,
         pidfd::Exit,
         spawn::{ChildStep, SpawnError},
     },
     launch::{
-        LaunchError, Launcher, Plan, Running,
-        confine::Rules,
-        execute::Parts,
+        LaunchError, Running,
         faults::{Faults, Step},
-        plan::Defaults,
-        view::HostParts,
+        lab::Lab,
     },
 };
 use bulkhead_proto::v1;
@@ -101,11 +97,9 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 struct Node {
     _alone: MutexGuard<'static, ()>,
     dir: tempfile::TempDir,
-    tree: Tree,
+    lab: Lab,
     entries: [Entries; 2],
     saboteur: Saboteur,
-    launcher: Launcher,
-    defaults: Defaults,
 }
 
 /// Everything that a launch could leave.
@@ -130,60 +124,31 @@ impl Node {
         if !nix::unistd::geteuid().is_root() {
             return skip("needs root");
         }
-        let Ok(mount) = cgroup2_mount() else { return skip("needs a cgroup2 mount") };
+        if cgroup2_mount().is_err() {
+            return skip("needs a cgroup2 mount");
+        }
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let tree =
-            Tree::locate(Path::new(&format!("bulkhead-launch-{test}-{}", std::process::id()))).unwrap();
-        fs::create_dir_all(tree.root.path().join("guaranteed")).unwrap();
         let entries = [Entries::default(), Entries::default()];
         let parts = entries.iter().map(|e| Box::new(e.clone()) as Box<dyn Isolator>).collect();
         let saboteur = Saboteur::default();
-        let parts = Parts {
-            tree: tree.clone(),
-            isolators: Arc::new(Isolators::new(parts)),
-            exits: None,
-            work_dir: dir.path().to_owned(),
-            host_parts: HostParts::make(dir.path(), &mount).unwrap(),
-            allow_root: false,
-        };
-        let launcher = Launcher::with_faults(parts, Some(Box::new(saboteur.clone())));
+        let cgroup = format!("bulkhead-launch-{test}-{}", std::process::id());
+        let mut lab = Lab::new(dir.path(), &cgroup, parts, Some(Box::new(saboteur.clone()))).unwrap();
         let volumes = dir.path().join("volumes");
         fs::create_dir(&volumes).unwrap();
-        let defaults = Defaults {
-            user: "nobody".into(),
-            grant: GrantDefaults {
-                pids_max: 64,
-                disk_bytes: 0,
-                output_bytes: 1 << 20,
-                stall_percent: 80,
-                stall_for: Duration::from_secs(10),
-            },
-            kill_grace: Duration::from_secs(5),
-            rules: Rules { volume_dirs: vec![volumes], ..Rules::default() },
-        };
-        Some(Self { _alone: alone, dir, tree, entries, saboteur, launcher, defaults })
+        lab.defaults.rules.volume_dirs = vec![volumes];
+        Some(Self { _alone: alone, dir, lab, entries, saboteur })
     }
 
     async fn launch(&self, argv: &[&str]) -> Result<Running, LaunchError> {
-        let resources = v1::Resources { cpu_milli: 100, mem_bytes: 64 << 20, ..v1::Resources::default() };
-        let grant = v1::Grant { resources: Some(resources), class: 1, ..v1::Grant::default() };
         let source = self.dir.path().join("volumes").display().to_string();
         let volume = v1::Volume { source, target: "/tmp/volume".into(), ..v1::Volume::default() };
-        let spec = v1::TaskSpec {
-            task_id: "t".into(),
-            argv: argv.iter().map(|&a| a.into()).collect(),
-            grant: Some(grant),
-            volumes: vec![volume],
-            confinement: Some(v1::Confinement {
-                network_namespace: Some(true),
-                ..v1::Confinement::default()
-            }),
-            ..v1::TaskSpec::default()
-        };
-        let plan = Plan::make("f", &spec, &self.defaults).unwrap();
-        let launcher = self.launcher.clone();
-        tokio::task::spawn_blocking(move || launcher.prepare(plan, None)?.start()).await.unwrap()
+        let plan = self.lab.plan(argv, |spec| {
+            spec.volumes = vec![volume];
+            let network_namespace = Some(true);
+            spec.confinement = Some(v1::Confinement { network_namespace, ..v1::Confinement::default() });
+        });
+        Ok(self.lab.launch(plan.unwrap()).await?.0)
     }
 
     fn plot<T>(&self, change: impl FnOnce(&mut Plot) -> T) -> T {
@@ -205,7 +170,7 @@ impl Node {
         let children =
             tasks.map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default());
         Left {
-            cgroups: names(&self.tree.root.path().join("guaranteed")),
+            cgroups: names(&self.lab.tree.root.path().join("guaranteed")),
             sandboxes: if sandboxes.exists() { names(&sandboxes) } else { Vec::new() },
             mounts: fs::read_to_string("/proc/self/mountinfo").unwrap(),
             descriptors: descriptors.collect(),
@@ -218,15 +183,8 @@ impl Node {
     async fn undisturbed(&self) {
         let running = self.launch(&["sh", "-c", "[ $$ = 1 ] && [ -d /tmp/volume ]"]).await.unwrap();
         assert_eq!(running.process.ended().await.unwrap(), Exit::Code(0));
-        running.cgroup.cgroup.wait_empty().await.unwrap();
-        self.launcher.clear(&running.cgroup);
+        self.lab.clear(&running).await.unwrap();
         running.sandbox.remove().unwrap();
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        drop(self.tree.root.remove());
     }
 }
 
@@ -235,7 +193,8 @@ async fn a_failure_at_any_step_leaves_nothing() {
     let Some(node) = Node::new("a_failure_at_any_step_leaves_nothing").await else { return };
     node.undisturbed().await;
     let (steps, child_steps) = node.plot(|plot| (plot.steps.clone(), plot.child_steps));
-    let expected = [Step::Sandbox, Step::Limit(1), Step::Spawn, Step::Attach(1), Step::Watch];
+    let expected =
+        [Step::Sandbox, Step::Volume(0), Step::Limit(1), Step::Spawn, Step::Attach(1), Step::Watch];
     assert!(expected.iter().all(|step| steps.contains(step)), "{steps:?}");
     let before = node.left();
     for step in steps {

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
 use nix::{
@@ -12,7 +12,7 @@ use nix::{
     sys::stat::Mode,
 };
 
-use crate::kernel::quota::{ProjectDir, QuotaError, set_project_of};
+use crate::kernel::quota::{ProjectDir, QuotaError, project_of, set_project_of};
 
 /// One descriptor is open for each level.
 const MAX_DEPTH: usize = 256;
@@ -23,19 +23,45 @@ const MAX_DEPTH: usize = 256;
 /// # Errors
 /// The kernel's, and ELOOP below [`MAX_DEPTH`] levels.
 pub(super) fn assign_all(dir: &ProjectDir, project: u32) -> Result<(), QuotaError> {
-    let walked = dir.as_fd().try_clone_to_owned().and_then(|fd| assign(fd, project, 0));
-    walked.map_err(|source| QuotaError {
-        op: "move to a project what is in",
-        path: dir.path().to_owned(),
-        source,
+    visit(dir, "move to a project what is in", &mut |fd, is_dir| set_project_of(fd, project, is_dir))
+}
+
+/// Takes out of the project what of the directory and everything below it belongs to it.
+///
+/// # Errors
+/// As [`assign_all`].
+pub(super) fn release_all(dir: &ProjectDir, project: u32) -> Result<(), QuotaError> {
+    visit(dir, "take out of a project what is in", &mut |fd, is_dir| {
+        if project_of(fd)? == project { set_project_of(fd, 0, is_dir) } else { Ok(()) }
     })
 }
 
-fn assign(dir: OwnedFd, project: u32, depth: usize) -> io::Result<()> {
+/// A project besides this one that something below the directory belongs to, if there is one.
+///
+/// # Errors
+/// As [`assign_all`].
+pub(super) fn other_project(dir: &ProjectDir, project: u32) -> Result<Option<u32>, QuotaError> {
+    let mut found = None;
+    visit(dir, "look at the projects of what is in", &mut |fd, _| {
+        found = found.or(Some(project_of(fd)?).filter(|other| ![0, project].contains(other)));
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// Told of an open file, and whether it is a directory.
+type Visit<'a> = dyn FnMut(BorrowedFd<'_>, bool) -> io::Result<()> + 'a;
+
+fn visit(dir: &ProjectDir, op: &'static str, act: &mut Visit<'_>) -> Result<(), QuotaError> {
+    let walked = dir.as_fd().try_clone_to_owned().and_then(|fd| walk(fd, act, 0));
+    walked.map_err(|source| QuotaError { op, path: dir.path().to_owned(), source })
+}
+
+fn walk(dir: OwnedFd, act: &mut Visit<'_>, depth: usize) -> io::Result<()> {
     if depth == MAX_DEPTH {
         return Err(Errno::ELOOP.into());
     }
-    set_project_of(&dir, project, true)?;
+    act(dir.as_fd(), true)?;
     // A descriptor of its own: reading moves the position of the one that was handed in.
     let mut entries = Dir::openat(&dir, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty())?;
     for entry in entries.iter() {
@@ -57,9 +83,9 @@ fn assign(dir: OwnedFd, project: u32, depth: usize) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         };
         if is_dir(&opened)? {
-            assign(opened, project, depth + 1)?;
+            walk(opened, act, depth + 1)?;
         } else {
-            set_project_of(&opened, project, false)?;
+            act(opened.as_fd(), false)?;
         }
     }
     Ok(())

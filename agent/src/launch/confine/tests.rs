@@ -24,7 +24,7 @@ fn asked() -> v1::Confinement {
 fn the_default_profile_has_every_fence() {
     let fences = Fences::check(&v1::TaskSpec::default(), false, &strict()).unwrap();
     assert_eq!(fences.namespaces, Namespaces { network: false, ..Namespaces::ALL });
-    assert!(fences.private_files && fences.landlock);
+    assert!(fences.private_files && fences.landlock && !fences.quota_guard);
     assert_eq!((fences.no_new_privs, fences.seccomp.as_deref(), fences.umask), (Some(true), Some(""), 0o022));
     for root in [true, false] {
         assert_eq!(fences.capabilities(root), CapSet::EMPTY);
@@ -39,7 +39,7 @@ fn trusted_tasks_have_none_and_need_permission() {
     let fences = check(trusted, &trusting()).unwrap();
     assert_eq!(fences.namespaces, Namespaces::default());
     assert!(!fences.private_files && !fences.landlock);
-    assert_eq!((fences.no_new_privs, fences.seccomp.clone()), (None, None));
+    assert_eq!((fences.no_new_privs, fences.seccomp.clone(), fences.quota_guard), (None, None, true));
     let held = CapSet::ALL - CapSet::SYS_RESOURCE;
     assert_eq!((fences.capabilities(true), fences.capabilities(false)), (held, CapSet::EMPTY));
 }

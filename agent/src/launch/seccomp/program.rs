@@ -17,8 +17,8 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompCondition, SeccompRule};
 use super::SeccompError;
 
 /// Offsets in `struct seccomp_data`.
-const OFFSET_NR: u32 = 0;
-const OFFSET_ARCH: u32 = 4;
+pub(super) const OFFSET_NR: u32 = 0;
+pub(super) const OFFSET_ARCH: u32 = 4;
 /// `AUDIT_ARCH_X86_64` of linux/audit.h: the machine's number, 64 bits, little endian.
 pub(super) const AUDIT_ARCH: u32 = 62 | 0x8000_0000 | 0x4000_0000;
 /// From here on the numbers belong to the x32 calls, which have the same arch.
@@ -173,15 +173,15 @@ fn search(ranges: &[(u32, Vec<sock_filter>)]) -> Vec<sock_filter> {
     code
 }
 
-fn statement(code: u32, k: u32) -> sock_filter {
+pub(super) fn statement(code: u32, k: u32) -> sock_filter {
     instruction(code, k, 0, 0)
 }
 
-fn jump(compare: u32, k: u32, when: u8, otherwise: u8) -> sock_filter {
+pub(super) fn jump(compare: u32, k: u32, when: u8, otherwise: u8) -> sock_filter {
     instruction(BPF_JMP | compare | BPF_K, k, when, otherwise)
 }
 
-fn ret(verdict: Verdict) -> sock_filter {
+pub(super) fn ret(verdict: Verdict) -> sock_filter {
     statement(BPF_RET | BPF_K, verdict.0)
 }
 

@@ -85,6 +85,43 @@ fn calls_of_other_processors_never_pass() {
 }
 
 #[test]
+fn the_guard_refuses_what_leads_out_of_a_quota_and_nothing_else() {
+    let guard = Filter::quota_guard();
+    let ioctl = |arch, call, request| run(guard.program(), arch, call, [1, request, 0, 0, 0, 0]);
+    for (arch, call) in [(AUDIT_ARCH, 16), (AUDIT_ARCH, FIRST_X32 | 514), (I386, 54)] {
+        for request in [0x401C_5820, 0x4008_6602, 0x4004_6602, 1 << 40 | 0x401C_5820] {
+            assert_eq!(ioctl(arch, call, request), errno(Errno::EPERM), "{call} {request:#x}");
+        }
+        for request in [0, 0x5401, 0x5412, 0x801C_581F] {
+            assert_eq!(ioctl(arch, call, request), ALLOW, "{call} {request:#x}");
+        }
+    }
+    for (arch, mark) in [(AUDIT_ARCH, 0), (AUDIT_ARCH, FIRST_X32), (I386, 0)] {
+        let refused: Vec<u32> = (0..600)
+            .filter(|call| run(guard.program(), arch, mark | call, [0x401C_5820; 6]) != ALLOW)
+            .collect();
+        let ioctl = if arch == I386 { vec![54] } else { vec![16, 514] };
+        let mut expected = [ioctl, vec![469]].concat();
+        expected.sort_unstable();
+        assert_eq!(refused, expected, "{arch:#x} {mark:#x}");
+    }
+}
+
+#[test]
+fn the_guard_holds_in_the_kernel() {
+    let refused = under(&Filter::quota_guard(), || {
+        let file = std::fs::File::open("/").unwrap();
+        let moved = crate::kernel::quota::set_project_of(&file, 1, true);
+        // Where the file system has no projects, reading fails before.
+        moved.err().map(|e| e.raw_os_error()).unwrap_or_default()
+    });
+    assert!(
+        [Some(libc::EPERM), Some(libc::ENOTTY), Some(libc::EOPNOTSUPP)].contains(&refused),
+        "{refused:?}"
+    );
+}
+
+#[test]
 fn the_default_profile_keeps_a_task_to_itself() {
     let filter = Filter::default_profile(CapSet::EMPTY).unwrap();
     #[rustfmt::skip]

@@ -5,6 +5,8 @@ use std::{fs, path::Path};
 use bulkhead_proto::v1::{Confinement, Rlimit, TaskSpec, Volume};
 use clap::Args;
 
+use crate::quantity::parse_size;
+
 /// No `--seccomp` at all.
 const UNCONFINED: &str = "unconfined";
 /// A limit of setrlimit(2) that is none.
@@ -55,8 +57,9 @@ pub(crate) struct FenceArgs {
     /// A supplementary group by name or number; those of the user unless given
     #[arg(long, value_name = "GROUP")]
     group: Vec<String>,
-    /// A host directory that the agent allows, at a path of the task's: /srv/data:/data or /srv/data:/data:ro
-    #[arg(long, value_name = "SOURCE:TARGET[:ro]", value_parser = parse_volume)]
+    /// A host directory that the agent allows, at a path of the task's: /srv/data:/data, /srv/data:/data:ro or, bounded
+    /// for all tasks that use it, /srv/data:/data:size=10GiB,files=100000
+    #[arg(long, value_name = "SOURCE:TARGET[:OPTION,...]", value_parser = parse_volume)]
     volume: Vec<Volume>,
     /// Where the program starts; the sandbox, or as the image says
     #[arg(long, value_name = "DIR")]
@@ -115,15 +118,31 @@ fn parse_umask(text: &str) -> Result<u32, String> {
 
 fn parse_volume(text: &str) -> Result<Volume, String> {
     let parts: Vec<&str> = text.split(':').collect();
-    let (source, target, read_only) = match parts[..] {
-        [source, target] | [source, target, "rw"] => (source, target, false),
-        [source, target, "ro"] => (source, target, true),
-        _ => return Err("write SOURCE:TARGET or SOURCE:TARGET:ro".to_owned()),
+    let (source, target, options) = match parts[..] {
+        [source, target] => (source, target, "rw"),
+        [source, target, options] => (source, target, options),
+        _ => return Err("write SOURCE:TARGET or SOURCE:TARGET:OPTION,...".to_owned()),
     };
     if !source.starts_with('/') || !target.starts_with('/') {
         return Err("both paths begin with /".to_owned());
     }
-    Ok(Volume { source: source.to_owned(), target: target.to_owned(), read_only, ..Volume::default() })
+    let mut volume = Volume { source: source.to_owned(), target: target.to_owned(), ..Volume::default() };
+    for option in options.split(',') {
+        let positive =
+            |number: Option<u64>, advice: &str| number.filter(|n| *n > 0).ok_or_else(|| advice.to_owned());
+        match option.split_once('=') {
+            None if option == "rw" => volume.read_only = false,
+            None if option == "ro" => volume.read_only = true,
+            Some(("size", size)) => {
+                volume.max_bytes = positive(parse_size(size).ok(), "write a size such as size=10GiB")?;
+            }
+            Some(("files", files)) => {
+                volume.max_inodes = positive(files.parse().ok(), "write a number such as files=100000")?;
+            }
+            _ => return Err(format!("{option:?}: the options are ro, rw, size=SIZE and files=NUMBER")),
+        }
+    }
+    Ok(volume)
 }
 
 #[cfg(test)]
@@ -147,7 +166,21 @@ mod tests {
             (volume.source.as_str(), volume.target.as_str(), volume.read_only),
             ("/srv/data", "/data", true)
         );
-        for bad in ["/srv", "srv:/data", "/srv:data", "/a:/b:x", "/a:/b:ro:rw", ""] {
+        let bounded = parse_volume("/a:/b:size=1MiB,ro,files=7").unwrap();
+        assert_eq!((bounded.max_bytes, bounded.max_inodes, bounded.read_only), (1 << 20, 7, true));
+        for bad in [
+            "/srv",
+            "srv:/data",
+            "/srv:data",
+            "/a:/b:x",
+            "/a:/b:ro:rw",
+            "",
+            "/a:/b:size=0",
+            "/a:/b:size=x",
+            "/a:/b:files=-1",
+            "/a:/b:files",
+            "/a:/b:",
+        ] {
             assert!(parse_volume(bad).is_err(), "{bad}");
         }
     }

@@ -11,6 +11,7 @@ use bulkhead_proto::v1::{TaskReason, TaskState};
 use bulkhead_testkit::{
     Cluster, Framework, Options, Task,
     cluster::{Verdict, until},
+    framework::is_last,
     harness::skip,
     host, http, trials,
 };
@@ -25,6 +26,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         isolated_cores_are_out_of_load_balancing,
         core_scheduling_is_refused_where_the_kernel_has_none,
         exclusive_cores_outlive_the_agent,
+        a_resize_neither_takes_nor_gives_cores_of_its_own,
     ]
 }
 
@@ -105,6 +107,33 @@ async fn exclusive_cores_are_nobody_elses() -> Result<()> {
     }
     assert!(effective(&beside.0)?.contains(&cores[0]));
     assert_eq!(read(&beside.0, "cpuset.cpus")?, "");
+    framework.teardown().await
+}
+
+async fn a_resize_neither_takes_nor_gives_cores_of_its_own() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let framework = cluster.framework("resize-cores").await?;
+    let own = own_core("own", "sleep 600")?;
+    let shared = Task::shell("shared", "sleep 600").cpu_milli(100);
+    for task in [&own, &shared] {
+        framework.start(task.clone()).await?;
+    }
+    let cgroup = exclusive(&cluster, &framework, "own")?;
+    let cores = effective(&cgroup)?;
+    let not_own = own.clone().cpu(|cpu| cpu.exclusive = false);
+    let none = shared.clone().cpu(|cpu| cpu.exclusive = true);
+    for (before, after, why) in [
+        (&own, &not_own, "from its start, or never"),
+        (&own, &own.clone().cpu_milli(threads()? * 1000 - 500), "whole"),
+        (&shared, &none, "whole"),
+    ] {
+        let answer = framework.resize(before, after).await?;
+        assert!(answer.refusal.contains(why), "{why:?} in {answer:?}");
+    }
+    assert_eq!(effective(&cgroup)?, cores, "it keeps what it had");
+    for task in ["own", "shared"] {
+        assert!(!framework.statuses(task).iter().any(|seen| is_last(&seen.status)), "{task} runs on");
+    }
     framework.teardown().await
 }
 

@@ -3,20 +3,19 @@
 use std::{
     fs,
     os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    process::Command,
     time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use bulkhead_proto::v1::{DiskOptions, LogStream, TaskReason, TaskState};
 use bulkhead_testkit::{
-    Cluster, Framework, Options, Task,
+    Task,
     cluster::{Verdict, until},
-    harness, trials,
+    trials,
 };
 use libtest_mimic::Trial;
-use nix::mount::{MntFlags, umount, umount2};
+
+use crate::on_disk::{FILL, Kind, OnDisk, filled, filler};
 
 pub(crate) fn tests() -> Vec<Trial> {
     trials![
@@ -29,134 +28,6 @@ pub(crate) fn tests() -> Vec<Trial> {
     ]
 }
 
-/// `deploy/test` gives each guest one.
-const DEVICE: &str = "/dev/vda";
-/// For sandboxes of tasks that ask for none; below it lies the block of an output.
-const DEFAULT_MIB: u64 = 8;
-const RESERVE: &str = "16MiB";
-/// So few that every one is used again.
-const PROJECTS: &str = "7000-7003";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Ext4,
-    Xfs,
-}
-
-impl Kind {
-    fn mkfs(self) -> &'static [&'static str] {
-        match self {
-            Self::Ext4 => &["mkfs.ext4", "-q", "-F", "-O", "quota,project", "-E", "quotatype=prjquota"],
-            Self::Xfs => &["mkfs.xfs", "-q", "-f"],
-        }
-    }
-
-    /// What a write beyond the quota of a project gets.
-    fn refusal(self) -> &'static str {
-        match self {
-            Self::Ext4 => "EDQUOT",
-            Self::Xfs => "ENOSPC",
-        }
-    }
-}
-
-/// A cluster whose agent works on the scratch disk.
-struct OnDisk {
-    cluster: Cluster,
-    mounted: Mounted,
-}
-
-struct Mounted(PathBuf);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        // The next test makes another file system on the same disk, whatever became of this one.
-        if let Err(error) = umount2(&self.0, MntFlags::MNT_DETACH) {
-            eprintln!("unmount {}: {error}", self.0.display());
-        }
-    }
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result<()> {
-    let output = Command::new(program).args(arguments).output().with_context(|| program.to_owned())?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program} {arguments:?}: {said}");
-    Ok(())
-}
-
-impl OnDisk {
-    async fn start(kind: Kind) -> Result<Self> {
-        Self::keeping(kind, 10).await
-    }
-
-    /// Keeps so many tasks that have ended, and their sandboxes.
-    async fn keeping(kind: Kind, tasks: usize) -> Result<Self> {
-        if !Path::new(DEVICE).exists() {
-            return harness::skip("needs a scratch disk, /dev/vda");
-        }
-        let settings = tempfile::NamedTempFile::with_suffix(".toml")?;
-        let text = format!(
-            "default_disk = \"{DEFAULT_MIB}MiB\"\ndisk_projects = \"{PROJECTS}\"\nreserve_disk = \"{RESERVE}\"\n\
-             sandbox_keep_count = {tasks}\n"
-        );
-        fs::write(settings.path(), text)?;
-        let config = settings.into_temp_path().keep()?;
-        let agent_args = vec!["--config".to_owned(), config.display().to_string()];
-        let options = Options { agent_args, allow_root_tasks: true, ..Options::default() };
-        let mut cluster = Cluster::start(options).await?;
-        cluster.stop_agent().await?;
-        let (make, flags) = kind.mkfs().split_first().context("a program")?;
-        run(make, &[flags, &[DEVICE]].concat())?;
-        let dir = cluster.work_dir();
-        run("mount", &["-o", "prjquota", DEVICE, &dir.display().to_string()])?;
-        let mounted = Mounted(dir);
-        cluster.restart_agent().await?;
-        Ok(Self { cluster, mounted })
-    }
-
-    async fn finish(mut self) -> Result<()> {
-        self.cluster.stop_agent().await?;
-        // Mounts of tasks that have ended go with the last reference to their namespaces, a little later.
-        let dir = self.mounted.0.clone();
-        until("the disk to be free", || async {
-            umount(&dir).map_err(|error| Verdict::NotYet(format!("unmount {}: {error}", dir.display())))
-        })
-        .await?;
-        std::mem::forget(self.mounted);
-        self.cluster.finish().await
-    }
-}
-
-/// Python: writes blocks of 4 KiB to the file of its name until that is refused, says by what, and waits.
-const FILL: &str = "\
-import errno, os, sys, time
-# The output counts too: its first block must be there before the rest is gone.
-print('filled:', end=' ', flush=True)
-f = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
-total = 0
-try:
-    while True:
-        total += os.write(f, b'x' * 4096)
-        if total % (1 << 20) == 0:
-            os.fsync(f)
-except OSError as e:
-    print(errno.errorcode[e.errno], total, flush=True)
-if len(sys.argv) > 2:
-    time.sleep(600)
-";
-
-fn filler(id: &str, more: &[&str]) -> Task {
-    Task::new(id, ["python3", "-ISc", FILL, "filled"].iter().chain(more).map(|word| (*word).to_owned()))
-}
-
-/// What [`FILL`] printed: the error's name and the bytes before it.
-async fn filled(cluster: &Cluster, framework: &Framework, id: &str) -> Result<(String, u64)> {
-    let said = cluster.stdout_until(framework, id, "\n").await?;
-    let said = said.trim().trim_start_matches("filled: ");
-    let (name, total) = said.split_once(' ').with_context(|| format!("of {id}: {said:?}"))?;
-    Ok((name.to_owned(), total.parse()?))
-}
-
 async fn ext4_refuses_what_is_over_the_quota() -> Result<()> {
     refuses(Kind::Ext4).await
 }
@@ -166,7 +37,7 @@ async fn xfs_refuses_what_is_over_the_quota() -> Result<()> {
 }
 
 async fn refuses(kind: Kind) -> Result<()> {
-    let mut on = OnDisk::start(kind).await?;
+    let mut on = OnDisk::keeping(kind, 10).await?;
     let framework = on.cluster.framework("quota").await?;
     let report = on.cluster.agent_info().await?.report.context("a report")?;
     ensure!(report.enforced.is_some_and(|e| e.disk), "{report:?}");
@@ -308,7 +179,7 @@ async fn xfs_keeps_the_end_of_an_output() -> Result<()> {
 }
 
 async fn keeps_the_end(kind: Kind) -> Result<()> {
-    let on = OnDisk::start(kind).await?;
+    let on = OnDisk::keeping(kind, 10).await?;
     let framework = on.cluster.framework("output").await?;
     let keep: u64 = 1 << 20;
     // Five times its whole sandbox, in lines of 64 bytes, as fast as a small program goes.

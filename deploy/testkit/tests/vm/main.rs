@@ -13,11 +13,14 @@ mod hostile;
 #[path = "../local/kill.rs"]
 mod kill;
 mod memory;
+mod on_disk;
 mod pids;
 #[path = "../local/ports.rs"]
 mod ports;
+mod quota_fences;
 mod resize;
 mod traces;
+mod volumes;
 
 use std::process::ExitCode;
 
@@ -50,6 +53,8 @@ fn main() -> ExitCode {
     let tests = [
         cpu::tests(),
         disk_space::tests(),
+        quota_fences::tests(),
+        volumes::tests(),
         hostile::tests(),
         devices::tests(),
         memory::tests(),
