@@ -52,6 +52,9 @@ pub(crate) struct Settings {
     /// By what; everything unless given
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub(crate) antagonists: Vec<Antagonist>,
+    /// What the disk can do, from `bulkhead-agent calibrate-disk`; without it the antagonist's share of the disk is not held
+    #[arg(long, value_name = "FILE")]
+    pub(crate) disk_model: Option<PathBuf>,
     /// Draw the result into this SVG file
     #[arg(long, value_name = "FILE")]
     pub(crate) picture: Option<PathBuf>,
@@ -77,7 +80,7 @@ pub(crate) struct Beside {
 pub(crate) async fn run(settings: &Settings) -> Result<Vec<Row>> {
     let victims = or_all(&settings.victims, Victim::value_variants());
     let antagonists = or_all(&settings.antagonists, Antagonist::value_variants());
-    let lab = Lab::new(settings.seconds).await?;
+    let lab = Lab::new(settings).await?;
     let steps = victims.len() * (1 + 2 * antagonists.len());
     let bar = ProgressBar::new(u64::try_from(steps)?);
     bar.set_style(ProgressStyle::with_template("{msg:40} {wide_bar} {pos}/{len}, {eta} left")?);
@@ -117,13 +120,16 @@ struct Lab {
 }
 
 impl Lab {
-    async fn new(seconds: u64) -> Result<Self> {
+    async fn new(settings: &Settings) -> Result<Self> {
         let program = std::env::current_exe().context("find this program's own file")?;
         // Tasks may execute this program, wherever it is.
         let dir = program.parent().context("this program's directory")?;
-        let agent_args = vec!["--readable-path".to_owned(), dir.display().to_string()];
+        let mut agent_args = vec!["--readable-path".to_owned(), dir.display().to_string()];
+        if let Some(model) = &settings.disk_model {
+            agent_args.extend(["--disk-model".to_owned(), model.display().to_string()]);
+        }
         let cluster = Cluster::start(Options { agent_args, ..Options::default() }).await?;
-        Ok(Self { cluster, program, seconds })
+        Ok(Self { cluster, program, seconds: settings.seconds })
     }
 
     /// Plain processes, side by side.

@@ -106,7 +106,10 @@ tick of a window of 30 s is 0.03 %.")]
     /// are tasks held to grants. Work happens in the directory for temporary files (TMPDIR): put it on the disk to
     /// be measured, where quotas and I/O limits are to count with `-o prjquota`.
     #[command(
-        after_help = "Needs about 1 GiB of memory, 512 MiB of disk, and cgroup v2 controllers to isolate with."
+        after_help = "\
+Needs about 1 GiB of memory, 512 MiB of disk, and cgroup v2 controllers to isolate with. On a scratch disk of a virtual machine:
+  deploy/vm/run -t 0 -m 2048 -d 2048 -w bench/runs -- bench/on-disk /dev/vda target/release/bulkhead-bench \\
+    isolation --picture bench/runs/isolation.svg"
     )]
     Isolation(isolation::Settings),
     /// Run launch, runtimes, overhead and churn with their defaults
