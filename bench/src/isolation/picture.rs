@@ -44,7 +44,8 @@ fn chart<'a>(area: &Area<'a>, row: &Row) -> Result<(), DrawError<'a>> {
         .y_label_area_size(48)
         .build_cartesian_2d(
             0.0..f64::from(u32::try_from(count).unwrap_or(u32::MAX)),
-            (0.5..most * 1.5).log_scale(),
+            // Room for the legend above the highest bar.
+            (0.5..most * 4.0).log_scale(),
         )?;
     let label = |x: &f64| {
         let middle = (x.fract() - 0.5).abs() < 0.01;
@@ -54,9 +55,11 @@ fn chart<'a>(area: &Area<'a>, row: &Row) -> Result<(), DrawError<'a>> {
     chart
         .configure_mesh()
         .disable_x_mesh()
+        .light_line_style(TRANSPARENT)
+        .y_labels(4)
+        .y_label_formatter(&|times| format!("{times} x"))
         .x_labels(2 * count + 1)
         .x_label_formatter(&label)
-        .y_desc("times")
         .draw()?;
     for (color, name, left, pick) in
         [(BARE, "no isolation", 0.15, 0), (ISOLATED, "as tasks with grants", 0.5, 1)]
