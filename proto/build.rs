@@ -6,7 +6,7 @@ const INCLUDE: &str = "proto";
 const FILES: [&str; 5] = ["types", "link", "scheduler", "operator", "agent"];
 
 /// Fields that hold an enum, and its type: JSON shows the name instead of the number.
-const ENUM_FIELDS: [(&str, &str); 8] = [
+const ENUM_FIELDS: [(&str, &str); 9] = [
     ("Grant.class", "ResourceClass"),
     ("Offer.class", "ResourceClass"),
     ("TaskStatus.state", "TaskState"),
@@ -15,6 +15,7 @@ const ENUM_FIELDS: [(&str, &str); 8] = [
     ("LogChunk.stream", "LogStream"),
     ("Event.kind", "EventKind"),
     ("Event.protocol", "Protocol"),
+    ("NetOptions.port_choice", "PortChoice"),
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -30,6 +31,16 @@ fn main() -> Result<(), Box<dyn Error>> {
             format!("#[serde(serialize_with = \"crate::json::enum_name::<{ty}, _>\")]"),
         );
     }
+    // Most ports are of both protocols, and say nothing about it.
+    config = config.field_attribute(
+        "bulkhead.v1.PortRange.protocol",
+        "#[serde(serialize_with = \"crate::json::enum_name::<Protocol, _>\", skip_serializing_if = \
+         \"crate::json::is_unspecified\")]",
+    );
+    config = config.field_attribute(
+        "bulkhead.v1.NetOptions.sockets",
+        "#[serde(serialize_with = \"crate::json::enum_names::<SocketKind, _>\")]",
+    );
     config.compile_fds(descriptors)?;
     Ok(())
 }

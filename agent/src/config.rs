@@ -10,12 +10,15 @@ use std::{
 };
 
 use bulkhead_image::Credentials;
-use bulkhead_proto::resources::PortSet;
+use bulkhead_proto::{resources::PortSet, v1::SocketKind};
 use bulkhead_stage::StageConfig;
 use bytesize::ByteSize;
 use serde::Deserialize;
 
-use crate::launch::confine::{Profile, WAIVABLE, plain_absolute};
+use crate::{
+    isolate::ports::PORT_CHOICE,
+    launch::confine::{Profile, WAIVABLE, plain_absolute},
+};
 
 use crate::grant::MIN_DISK_BYTES;
 
@@ -85,6 +88,9 @@ pub struct Config {
     /// Devices that tasks may be granted, by their paths below /dev; a `*` at the end stands for any rest. None by
     /// default: most devices lead out of every other limit.
     pub allow_devices: Vec<String>,
+    /// Kinds of sockets that tasks may be granted besides TCP and UDP: raw, sctp, packet. None by default: raw and packet
+    /// sockets see what others receive.
+    pub allow_sockets: Vec<String>,
     /// May tasks be trusted, or weaken the fences of their profile?
     pub allow_trusted_tasks: bool,
     /// The profile of tasks that name none: default or trusted.
@@ -158,6 +164,7 @@ impl Default for Config {
             registry_auth_file: PathBuf::new(),
             allow_root_tasks: false,
             allow_devices: Vec::new(),
+            allow_sockets: Vec::new(),
             allow_trusted_tasks: false,
             default_profile: "default".into(),
             readable_paths: Vec::new(),
@@ -213,7 +220,8 @@ pub enum ConfigError {
 }
 
 /// Kinds that `allow_unenforced` takes, and fences that tasks then go without.
-pub const KINDS: [&str; 8] = ["cpu", "mem", "pids", "ports", "disk", "disk_io", WAIVABLE[0], WAIVABLE[1]];
+pub const KINDS: [&str; 9] =
+    ["cpu", "mem", "pids", "ports", PORT_CHOICE, "disk", "disk_io", WAIVABLE[0], WAIVABLE[1]];
 /// Where `calibrate-disk` leaves its model for the agent, in the work directory.
 pub const DISK_MODEL: &str = "disk-model.toml";
 
@@ -264,6 +272,7 @@ impl Config {
                 "write a path below /dev, such as /dev/fuse or /dev/nvidia*",
             );
         }
+        self.socket_kinds()?;
         match self.default_profile.parse() {
             Ok(Profile::Trusted) if !self.allow_trusted_tasks => {
                 let why = "it needs allow_trusted_tasks";
@@ -311,6 +320,24 @@ impl Config {
     /// When the text is no list of ports.
     pub fn port_set(&self) -> Result<PortSet, bulkhead_proto::resources::PortSetError> {
         self.ports.parse()
+    }
+
+    /// `allow_sockets` as kinds.
+    ///
+    /// # Errors
+    /// A name that is none.
+    pub fn socket_kinds(&self) -> Result<Vec<SocketKind>, ConfigError> {
+        let kind = |name: &String| match name.as_str() {
+            "raw" => Ok(SocketKind::Raw),
+            "sctp" => Ok(SocketKind::Sctp),
+            "packet" => Ok(SocketKind::Packet),
+            _ => Err(ConfigError::Value {
+                key: "allow_sockets",
+                value: name.clone(),
+                why: "the kinds are raw, sctp, packet".into(),
+            }),
+        };
+        self.allow_sockets.iter().map(kind).collect()
     }
 
     /// `disk_projects` as a range.
@@ -422,6 +449,8 @@ mod tests {
         assert!(refused(Config { cgroup_root: "../x".into(), ..Config::default() }).contains("cgroup_root"));
         let disk = Config { allow_devices: vec!["sda".into()], ..Config::default() };
         assert!(refused(disk).contains("/dev/fuse"));
+        let dccp = Config { allow_sockets: vec!["dccp".into()], ..Config::default() };
+        assert!(refused(dccp).contains("raw, sctp, packet"));
         let trusted = Config { default_profile: "trusted".into(), ..Config::default() };
         assert!(refused(trusted.clone()).contains("allow_trusted_tasks"));
         Config { allow_trusted_tasks: true, ..trusted }.check().unwrap();

@@ -27,7 +27,7 @@ pub struct Grant {
     pub cpu_milli: u64,
     /// Bytes of memory, page cache included; at least [`MIN_MEM_BYTES`].
     pub mem_bytes: u64,
-    /// Ports it may bind, TCP and UDP alike.
+    /// Ports it may bind.
     pub ports: PortSet,
     /// How firmly all this is held.
     pub class: Class,
@@ -41,6 +41,24 @@ pub struct Grant {
     pub disk: DiskGrant,
     /// Devices besides the harmless ones.
     pub devices: Vec<DeviceRule>,
+    /// What it may do on the network besides binding ports.
+    pub net: NetGrant,
+}
+
+/// What a task may do on the network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetGrant {
+    /// What a port may be that the kernel is asked to choose; never unspecified.
+    pub port_choice: v1::PortChoice,
+    /// Besides TCP, UDP and ping sockets; ascending, each once.
+    pub sockets: Vec<v1::SocketKind>,
+}
+
+/// Of a task that names nothing.
+impl Default for NetGrant {
+    fn default() -> Self {
+        Self { port_choice: v1::PortChoice::ClientsEphemeral, sockets: Vec::new() }
+    }
 }
 
 /// How the granted CPU is held.
@@ -187,6 +205,9 @@ pub enum GrantError {
     /// An option of the disk that no kernel takes.
     #[error("disk: {0}")]
     DiskOption(String),
+    /// An option of the network that does not exist.
+    #[error("net: {0}")]
+    NetOption(String),
     /// No device of the host.
     #[error("device {path:?}: {why}")]
     Device {
@@ -230,6 +251,7 @@ impl Grant {
             mem: mem(grant, resources.mem_bytes, defaults)?,
             disk: disk(grant, resources, defaults)?,
             devices: grant.devices.iter().map(device).collect::<Result<_, _>>()?,
+            net: net(grant)?,
         })
     }
 }
@@ -348,6 +370,29 @@ fn disk(
     })
 }
 
+fn net(grant: &v1::Grant) -> Result<NetGrant, GrantError> {
+    let options = grant.net.clone().unwrap_or_default();
+    let port_choice = match v1::PortChoice::try_from(options.port_choice) {
+        Ok(v1::PortChoice::Unspecified) => NetGrant::default().port_choice,
+        Ok(choice) => choice,
+        Err(_) => {
+            let choice = options.port_choice;
+            return Err(GrantError::NetOption(format!("port_choice {choice} is none that this agent knows")));
+        }
+    };
+    let kind = |number: &i32| match v1::SocketKind::try_from(*number) {
+        Ok(v1::SocketKind::Unspecified) | Err(_) => {
+            let known = "raw (1), sctp (2) or packet (3)";
+            Err(GrantError::NetOption(format!("sockets of kind {number}: name {known}")))
+        }
+        Ok(kind) => Ok(kind),
+    };
+    let mut sockets = options.sockets.iter().map(kind).collect::<Result<Vec<_>, _>>()?;
+    sockets.sort_unstable();
+    sockets.dedup();
+    Ok(NetGrant { port_choice, sockets })
+}
+
 fn device(asked: &v1::Device) -> Result<DeviceRule, GrantError> {
     let bad = |why| GrantError::Device { path: asked.path.clone(), why };
     let path = PathBuf::from(&asked.path);
@@ -395,6 +440,7 @@ pub(crate) fn plain(class: Class, cpu_milli: u64, mem_bytes: u64) -> Grant {
         mem: mem(&grant, mem_bytes, &TEST_DEFAULTS).unwrap(),
         disk: disk(&grant, &resources, &TEST_DEFAULTS).unwrap(),
         devices: vec![],
+        net: NetGrant::default(),
     }
 }
 
@@ -424,7 +470,11 @@ mod tests {
         let pids = v1::Grant { pids_max: u64::MAX, ..asked(100, 1 << 20) };
         assert_eq!(check(&pids), Err(GrantError::Pids(u64::MAX)));
         let mut ports = asked(100, 1 << 20);
-        ports.resources.as_mut().unwrap().ports.push(v1::PortRange { first: 0, last: 70_000 });
+        ports.resources.as_mut().unwrap().ports.push(v1::PortRange {
+            first: 0,
+            last: 70_000,
+            ..v1::PortRange::default()
+        });
         assert!(matches!(check(&ports), Err(GrantError::Ports(_))));
     }
 
@@ -471,6 +521,15 @@ mod tests {
         assert!(refused(little).contains("4096 bytes"));
         let device = v1::Device { path: "/dev/fuse".into(), access: "rx".into() };
         assert!(refused(v1::Grant { devices: vec![device], ..asked(100, 1 << 20) }).contains("r, w and m"));
+
+        let net = |net| refused(v1::Grant { net: Some(net), ..asked(100, 1 << 20) });
+        assert!(
+            net(v1::NetOptions { port_choice: 9, ..v1::NetOptions::default() }).contains("port_choice 9")
+        );
+        for kind in [0, 9] {
+            let options = v1::NetOptions { sockets: vec![1, kind], ..v1::NetOptions::default() };
+            assert!(net(options).contains(&format!("kind {kind}")));
+        }
     }
 
     #[test]
@@ -484,6 +543,7 @@ mod tests {
         let disk = Grant::check(Some(&asked(500, 1 << 20)), &held).unwrap().disk;
         assert_eq!((disk.bytes, disk.inodes), (64 << 20, (64 << 20) / BYTES_PER_INODE));
         assert_eq!(plain.disk.read_bytes_per_sec, None);
+        assert_eq!(plain.net, NetGrant::default());
         let bursting = check(v1::Grant { cpu_burst: true, ..asked(500, 1 << 20) });
         assert_eq!(bursting.cpu.cap_milli, None);
     }

@@ -12,6 +12,7 @@ pub mod landlock;
 pub mod limits;
 pub mod mounts;
 mod netlink;
+pub mod netns;
 pub mod pidfd;
 pub mod pressure;
 pub mod probe;

@@ -167,8 +167,8 @@ impl Metrics {
                     if kind.name == "cpu_milli" { ("cpu_cores", value / 1000.0) } else { (kind.name, value) };
                 self.resources.with_label_values(&[name, part]).set(value);
             }
-            let ports: u32 = amount.ports.iter().map(|r| r.last.saturating_sub(r.first) + 1).sum();
-            self.resources.with_label_values(&["ports", part]).set(f64::from(ports));
+            let ports = amount.port_set().unwrap_or_default().len();
+            self.resources.with_label_values(&["ports", part]).set(precise(ports as u64));
         }
         let revocable = |part, milli| {
             self.resources.with_label_values(&["revocable_cpu_cores", part]).set(precise(milli) / 1000.0)

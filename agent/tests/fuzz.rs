@@ -72,7 +72,7 @@ fn grants() -> Vec<Vec<u8>> {
     let resources = v1::Resources {
         cpu_milli: 1500,
         mem_bytes: 64 << 20,
-        ports: vec![v1::PortRange { first: 31_000, last: 31_010 }],
+        ports: vec![v1::PortRange { first: 31_000, last: 31_010, ..v1::PortRange::default() }],
         disk_bytes: 1 << 30,
         ..v1::Resources::default()
     };

@@ -11,7 +11,7 @@ use libbpf_cargo::SkeletonBuilder;
 use crate::host::{missing, read, stdout, write};
 
 /// Each is an object of its own: what one of them needs of a kernel must not keep the others from loading.
-const OBJECTS: [&str; 3] = ["exits", "foreign", "ooms"];
+const OBJECTS: [&str; 4] = ["exits", "foreign", "listen", "ooms"];
 /// clang 14 is the first whose objects have everything that CO-RE uses here.
 const OLDEST_CLANG: u32 = 14;
 const NEWEST_CLANG: u32 = 30;
@@ -19,9 +19,16 @@ const NEWEST_CLANG: u32 = 30;
 /// Leaves `<object>.bpf.o` and `<object>.skel.rs` of each in `out`, and returns the objects, one after the other.
 pub(crate) fn build(out: &Path) -> Result<Vec<u8>, String> {
     let clang = find_clang()?;
-    write(&out.join("bulkhead_abi.h"), format!("#pragma once\n{}", bulkhead_abi::C_HEADER.concat()))?;
+    write(&out.join("bulkhead_abi.h"), header())?;
     let objects = OBJECTS.map(|name| compile(name, &clang, out));
     objects.into_iter().collect::<Result<Vec<_>, _>>().map(|objects| objects.concat())
+}
+
+/// What the programs share with the agent.
+fn header() -> String {
+    let constant = |(name, value): (&str, u32)| format!("#define {name} {value}\n");
+    let constants: String = bulkhead_abi::C_CONSTANTS.into_iter().map(constant).collect();
+    format!("#pragma once\n{constants}{}", bulkhead_abi::C_HEADER.concat())
 }
 
 fn compile(name: &str, clang: &Path, out: &Path) -> Result<Vec<u8>, String> {

@@ -50,6 +50,11 @@ pub mod observe {
         "/foreign.skel.rs"
     );
     skeleton!(
+        /// Calls that no hook on addresses sees: see `observe/listen.bpf.c`.
+        listen,
+        "/listen.skel.rs"
+    );
+    skeleton!(
         /// Whom the out-of-memory killer chose: see `observe/ooms.bpf.c`.
         ooms,
         "/ooms.skel.rs"

@@ -2,12 +2,12 @@
 //!
 //! Amounts never go below zero and never wrap: what cannot be subtracted is `None`
 //! ([`Resources::checked_sub`]) or stops at zero ([`Resources::saturating_sub`]).
-//! Ports are sets: adding is the union, subtracting the difference, and a subtraction of a port
+//! Ports are sets, of TCP and of UDP: adding is the union, subtracting the difference, and a subtraction of a port
 //! that is not there is `None`, like taking more CPU than there is.
 
 use crate::v1::{PortRange, Resources};
 
-pub use crate::ports::{PortSet, PortSetError};
+pub use crate::ports::{PortNumbers, PortSet, PortSetError};
 
 /// A kind of resource that is an amount. Everything that goes through all kinds goes through [`SCALARS`].
 #[derive(Clone, Copy, Debug)]
@@ -84,7 +84,7 @@ impl Resources {
     /// The smaller of both, kind by kind; the ports that are in both.
     #[must_use]
     pub fn at_most(&self, other: &Resources) -> Resources {
-        self.merge(other, u64::min, |a, b| a.difference(&a.difference(b)))
+        self.merge(other, u64::min, PortSet::intersection)
     }
 
     /// The larger of both, kind by kind; the ports that are in either.
@@ -129,8 +129,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn ports() -> impl Strategy<Value = Vec<PortRange>> {
-        prop::collection::vec((1u32..200, 0u32..20), 0..6).prop_map(|ranges| {
-            ranges.into_iter().map(|(first, len)| PortRange { first, last: first + len }).collect()
+        let range = (1u32..200, 0u32..20, 0i32..3);
+        prop::collection::vec(range, 0..6).prop_map(|ranges| {
+            let range = |(first, len, protocol)| PortRange { first, last: first + len, protocol };
+            ranges.into_iter().map(range).collect()
         })
     }
 
@@ -162,9 +164,14 @@ mod tests {
 
     #[test]
     fn a_port_that_is_not_there_cannot_be_taken() {
-        let has = Resources { ports: vec![PortRange { first: 10, last: 12 }], ..Resources::default() };
-        let wants = Resources { ports: vec![PortRange { first: 12, last: 13 }], ..Resources::default() };
-        assert_eq!(has.checked_sub(&wants), None);
-        assert_eq!(has.saturating_sub(&wants).ports, vec![PortRange { first: 10, last: 11 }]);
+        let with = |text: &str| Resources {
+            ports: text.parse::<PortSet>().unwrap().to_ranges(),
+            ..Resources::default()
+        };
+        assert_eq!(with("10-12").checked_sub(&with("12-13")), None);
+        assert_eq!(with("10-12").saturating_sub(&with("12-13")), with("10-11"));
+        assert_eq!(with("10-12/tcp").checked_sub(&with("12/udp")), None, "of the other protocol");
+        assert_eq!(with("10-12").checked_sub(&with("12/udp")), Some(with("10-11,12/tcp")));
+        assert_eq!(with("10/tcp").plus(&with("10/udp")), with("10"));
     }
 }

@@ -19,6 +19,8 @@ mod exits;
 mod foreign;
 mod link;
 mod load;
+mod lsm;
+mod migrate;
 mod net;
 mod ooms;
 mod pins;
@@ -35,7 +37,7 @@ pub use load::{LoadReport, load_and_pin};
 pub use net::{MAX_BITS_PER_SEC, MIN_BITS_PER_SEC, NetRules, Rates};
 pub use ooms::{OomRecords, OomVictim};
 pub use pins::{LOAD_SUBCOMMAND, LoadSpec, Loaded, ensure_loaded, loader_command, remove};
-pub use ports::PortRules;
-pub use probe::{Support, probe_devices, probe_exits, probe_net, probe_ooms, probe_ports};
+pub use ports::{PortGrant, PortRules};
+pub use probe::{Support, probe_devices, probe_exits, probe_listen, probe_net, probe_ooms, probe_ports};
 
 pub use bulkhead_abi::{Denial, DenialEvent, DenialKey, DeviceKey, ForeignTime};

@@ -68,6 +68,13 @@ impl Features {
             "ports are not offered",
         ));
         features.push(feature(
+            "port_listen",
+            supported(bpf::probe_listen(), "lsm_cgroup hooks, and bpf among the active security modules"),
+            "ports: listen() without bind, and packet sockets",
+            "uncovered: such a listen() takes an ephemeral port, and tasks whose port_choice forbids it are refused; \
+             packet sockets are held by CAP_NET_RAW alone",
+        ));
+        features.push(feature(
             "bpf_devices",
             supported(bpf::probe_devices(), "cgroup device hook, ring buffer"),
             "devices: the harmless ones and those of the grant, everything else is EPERM in the task's own call",

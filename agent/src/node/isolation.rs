@@ -19,7 +19,7 @@ use crate::{
         network::Network,
         output::Outputs,
         pids::Pids,
-        ports::Ports,
+        ports::{PORT_CHOICE, PortLimits, Ports},
         tree::Tree,
     },
     kernel::{core_scheduling, probe::Features, quota_warnings::QuotaWarnings},
@@ -73,7 +73,7 @@ impl Isolation {
     }
 }
 
-/// In the order they prepare. Cores, disk I/O and devices are always there: they refuse what they cannot hold.
+/// In the order they prepare. Cores, disk I/O, devices and ports are always there: they refuse what they cannot hold.
 fn parts(
     host: &Host<'_>,
     disk_io: DiskIo,
@@ -102,10 +102,18 @@ fn parts(
     if let Some(rules) = &host.programs.net {
         parts.push(Box::new(Network::new(Arc::clone(rules))));
     }
-    if let Some(rules) = &host.programs.ports {
-        parts.push(Box::new(Ports::new(Arc::clone(rules), Arc::clone(host.events))));
-    }
+    let limits = port_limits(host)?;
+    parts.push(Box::new(Ports::new(host.programs.ports.clone(), limits, Arc::clone(host.events))));
     Ok(parts)
+}
+
+/// What tasks may ask for besides ports.
+fn port_limits(host: &Host<'_>) -> Result<PortLimits, NodeError> {
+    Ok(PortLimits {
+        listen_uncovered: host.programs.listen_uncovered.clone(),
+        listen_waived: host.config.allows_unenforced(PORT_CHOICE),
+        sockets: host.config.socket_kinds()?,
+    })
 }
 
 fn cores(host: &Host<'_>) -> Result<Cores, NodeError> {

@@ -21,6 +21,8 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Programs {
     pub(super) ports: Option<Arc<PortRules>>,
+    /// Why listen() without bind is not refused, where it is not.
+    pub(super) listen_uncovered: Option<String>,
     pub(super) devices: Option<Arc<DeviceRules>>,
     pub(super) net: Option<Arc<NetRules>>,
     pub(super) exits: Option<Arc<ExitRecords>>,
@@ -47,6 +49,7 @@ impl Programs {
         });
         metrics.feature("bpf_devices", programs.devices.is_some());
         metrics.feature("bpf_net", programs.net.is_some());
+        metrics.feature("port_listen", programs.ports.is_some() && programs.listen_uncovered.is_none());
         programs
     }
 
@@ -86,6 +89,9 @@ fn load(config: &Config, tree: &Tree) -> Result<Programs, NodeError> {
         tracing::info!("mounted a bpffs on /sys/fs/bpf");
     }
     tracing::info!(fresh = loaded.fresh, pins = %loaded.ports.display(), "port rules are in the kernel");
+    let uncovered =
+        "listen() without bind takes an ephemeral port, and packet sockets are held by capabilities alone";
+    let _ = there(loaded.listen.as_deref(), uncovered);
     let devices = there(loaded.devices.as_deref(), "devices are not held, and none can be granted");
     let net = there(loaded.net.as_deref(), "traffic is neither held nor counted");
     let exits = there(loaded.exits.as_deref(), "ends of tasks are not recorded while the agent is away");
@@ -96,6 +102,7 @@ fn load(config: &Config, tree: &Tree) -> Result<Programs, NodeError> {
     }
     Ok(Programs {
         ports: Some(Arc::new(PortRules::open(&loaded.ports)?)),
+        listen_uncovered: loaded.listen.err(),
         devices: devices.map(DeviceRules::open).transpose()?.map(Arc::new),
         net: net.map(NetRules::open).transpose()?.map(Arc::new),
         exits: exits.map(ExitRecords::open).transpose()?.map(Arc::new),

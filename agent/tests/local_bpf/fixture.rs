@@ -8,7 +8,7 @@ use std::{
 };
 
 use bulkhead_agent::kernel::{
-    bpf::{self, BpfError, LoadSpec, Loaded, PortRules},
+    bpf::{self, BpfError, LoadSpec, Loaded, PortGrant, PortRules},
     cgroupfs::cgroup2_mount,
 };
 use bulkhead_proto::resources::PortSet;
@@ -83,9 +83,9 @@ impl Node {
         Task { cgroup, id }
     }
 
-    /// Some of this test's ports.
-    pub(crate) fn ports(&self, offsets: &[u16]) -> PortSet {
-        PortSet::from_ports(offsets.iter().map(|o| self.port + o))
+    /// Some of this test's ports, for both protocols, with the default policy.
+    pub(crate) fn ports(&self, offsets: &[u16]) -> PortGrant {
+        PortSet::from_ports(offsets.iter().map(|o| self.port + o)).into()
     }
 }
 

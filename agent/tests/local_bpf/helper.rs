@@ -4,7 +4,6 @@ use std::{
     collections::HashMap,
     env, fs,
     io::{self, BufRead as _, BufReader, Write as _},
-    net::{Ipv6Addr, SocketAddrV4, SocketAddrV6},
     os::fd::{AsRawFd as _, OwnedFd},
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -15,15 +14,15 @@ use nix::{
     errno::Errno,
     fcntl::OFlag,
     sys::{
-        socket::{
-            AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrStorage, accept,
-            bind, getsockname, listen, setsockopt, socket, sockopt,
-        },
+        socket::{Backlog, MsgFlags, SockaddrIn, accept, bind, connect, listen, sendto},
         stat::{Mode, SFlag, makedev, mknod},
     },
 };
 
-use crate::fixture::this_test;
+use crate::{
+    fixture::this_test,
+    socket::{Kind, other_socket, port_of},
+};
 
 const CGROUP: &str = "BULKHEAD_TEST_CGROUP";
 const LOAD: &str = "BULKHEAD_TEST_LOAD";
@@ -73,7 +72,17 @@ impl Helper {
 
     /// Binds a new socket; the port it got, or the error.
     pub(crate) fn bind(&mut self, name: &str, kind: &str, port: u16) -> Result<u16, Errno> {
-        let answer = self.ask(&format!("bind {name} {kind} {port}"));
+        self.port(&format!("bind {name} {kind} {port}"))
+    }
+
+    /// Connects a new socket that nobody bound to this port of loopback; the port it got, or the error.
+    pub(crate) fn connect(&mut self, name: &str, kind: &str, to: u16) -> Result<u16, Errno> {
+        self.port(&format!("connect {name} {kind} {to}"))
+    }
+
+    /// The same for an order whose answer is a port.
+    pub(crate) fn port(&mut self, order: &str) -> Result<u16, Errno> {
+        let answer = self.ask(order);
         match answer.split_once(' ') {
             Some(("0", port)) => Ok(port.parse().unwrap()),
             _ => Err(Errno::from_raw(answer.parse().unwrap())),
@@ -144,6 +153,51 @@ fn order(words: &[&str], sockets: &mut HashMap<String, OwnedFd>) -> Result<Strin
             sockets.insert(name.to_owned(), fd);
             return Ok(port.to_string());
         }
+        ["connect", name, kind, to] => {
+            let (kind, fd) = fresh(name, kind, sockets)?;
+            connect(fd, &*kind.address(to.parse().unwrap()))?;
+            return Ok(port_of(fd).to_string());
+        }
+        ["send", name, kind, to] => {
+            let (kind, fd) = match sockets.get(name) {
+                Some(fd) => (Kind::of(kind), fd.as_raw_fd()),
+                None => fresh(name, kind, sockets)?,
+            };
+            sendto(fd, b"x", &*kind.address(to.parse().unwrap()), MsgFlags::empty())?;
+            return Ok(port_of(fd).to_string());
+        }
+        ["listen-new", name, kind] => {
+            let (_, fd) = fresh(name, kind, sockets)?;
+            listen(&sockets[name], Backlog::new(1)?)?;
+            return Ok(port_of(fd).to_string());
+        }
+        ["port", name] => return Ok(port_of(get(sockets, name)).to_string()),
+        // By its numbers; the answer is whether it can be made.
+        ["socket", family, kind, protocol] => {
+            let number = |text: &str| text.parse::<i32>().unwrap();
+            drop(other_socket(number(family), number(kind), number(protocol))?);
+        }
+        // Into a network namespace of its own, with its loopback up.
+        ["unshare-net"] => crate::socket::unshare_net()?,
+        // As somebody without capabilities.
+        ["become", uid] => {
+            let uid = nix::unistd::Uid::from_raw(uid.parse().unwrap());
+            nix::unistd::setresuid(uid, uid, uid)?;
+        }
+        // `n` times: bind to the port and close.
+        ["binds", kind, port, n] => {
+            for _ in 0..n.parse::<u32>().unwrap() {
+                drop(bound(kind, port.parse().unwrap(), false)?);
+            }
+        }
+        // `n` times: connect a new UDP socket to the port and close.
+        ["connects", kind, to, n] => {
+            let address = Kind::of(kind).address(to.parse().unwrap());
+            for _ in 0..n.parse::<u32>().unwrap() {
+                let fd = Kind::of(kind).socket()?;
+                connect(fd.as_raw_fd(), &*address)?;
+            }
+        }
         // Port 0 for `n` sockets, which stay open; the ports.
         ["take", kind, n] => {
             let mut ports = Vec::new();
@@ -184,23 +238,24 @@ fn order(words: &[&str], sockets: &mut HashMap<String, OwnedFd>) -> Result<Strin
     Ok(String::new())
 }
 
-/// Binds to loopback: `tcp4`, `udp4`, `tcp6`, `udp6`, or `tcp6m`, `udp6m` for an IPv4 address mapped into IPv6.
+/// A new socket that nobody bound, under this name. A TCP connection of it ends with a reset, so that nothing of it
+/// is left in TIME_WAIT.
+fn fresh(name: &str, kind: &str, sockets: &mut HashMap<String, OwnedFd>) -> Result<(Kind, i32), Errno> {
+    let kind = Kind::of(kind);
+    let fd = kind.socket()?;
+    let raw = fd.as_raw_fd();
+    sockets.insert(name.to_owned(), fd);
+    Ok((kind, raw))
+}
+
+/// Binds a new socket; with its port.
 fn bound(kind: &str, port: u16, reuse_port: bool) -> Result<(OwnedFd, u16), Errno> {
-    let family = if kind.contains('4') { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let socket_type = if kind.starts_with("tcp") { SockType::Stream } else { SockType::Datagram };
-    let fd = socket(family, socket_type, SockFlag::SOCK_CLOEXEC, None)?;
+    let kind = Kind::of(kind);
+    let fd = kind.socket()?;
     if reuse_port {
-        setsockopt(&fd, sockopt::ReusePort, &true)?;
+        crate::socket::reuse_port(&fd)?;
     }
-    let v6 = |ip| SockaddrIn6::from(SocketAddrV6::new(ip, port, 0, 0));
-    let localhost = std::net::Ipv4Addr::LOCALHOST;
-    match family {
-        AddressFamily::Inet => bind(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(localhost, port)))?,
-        _ if kind.ends_with('m') => bind(fd.as_raw_fd(), &v6(localhost.to_ipv6_mapped()))?,
-        _ => bind(fd.as_raw_fd(), &v6(Ipv6Addr::LOCALHOST))?,
-    }
-    let name: SockaddrStorage = getsockname(fd.as_raw_fd())?;
-    let (v4, v6) = (name.as_sockaddr_in(), name.as_sockaddr_in6());
-    let port = v4.map(SockaddrIn::port).or_else(|| v6.map(SockaddrIn6::port)).unwrap();
+    bind(fd.as_raw_fd(), &*kind.address(port))?;
+    let port = port_of(fd.as_raw_fd());
     Ok((fd, port))
 }

@@ -11,6 +11,7 @@
     reason = "tests, also outside test functions"
 )]
 
+mod autobind;
 mod devices;
 mod exits;
 mod fixture;
@@ -18,4 +19,5 @@ mod helper;
 mod net;
 mod pins;
 mod ports;
+mod socket;
 mod traffic;

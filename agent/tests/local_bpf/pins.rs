@@ -72,7 +72,9 @@ fn what_dead_loaders_and_older_agents_left_is_cleared_away() {
     left.sort();
     let optional =
         [loaded.devices, loaded.exits, loaded.foreign, loaded.net, loaded.ooms].map(Result::unwrap);
-    assert_eq!(left, optional.into_iter().chain([loaded.ports]).collect::<Vec<_>>());
+    let mut expected: Vec<_> = optional.into_iter().chain([loaded.ports]).chain(loaded.listen).collect();
+    expected.sort();
+    assert_eq!(left, expected);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::TcpStream, time::Duration};
 
-use bulkhead_abi::MAX_DENIED_PORTS;
+use bulkhead_abi::{MAX_DENIED_PORTS, denied_call};
 use bulkhead_agent::kernel::bpf::DenialStream;
 use nix::{
     errno::Errno,
@@ -93,7 +93,10 @@ fn without_ports_every_bind_is_refused() {
     }
     assert_eq!(rules.total_denied(granted_none.id).unwrap(), 2 * KINDS.len() as u64);
     let of_none = rules.denials(granted_none.id).unwrap();
-    assert!(of_none.iter().any(|(key, _)| key.port == 0 && key.other == 0), "bind(0) by itself: {of_none:?}");
+    assert!(
+        of_none.iter().any(|(key, _)| (key.port, key.call) == (0, denied_call::BIND)),
+        "bind(0) by itself: {of_none:?}"
+    );
     let unknown = rules.denials(never_granted.id).unwrap();
     let count: u64 = unknown.iter().map(|(_, denial)| denial.count).sum();
     assert_eq!(count, 2 * KINDS.len() as u64, "counted even where nothing was ever granted: {unknown:?}");
@@ -106,7 +109,7 @@ fn port_0_gives_each_granted_port_once() {
     // In three words of the bitmap, one of them full at its upper end.
     let granted = node.ports(&[0, 1, 3, 63, 64, 65, 127, 199]);
     rules.grant(task.id, &granted).unwrap();
-    let all: BTreeSet<u16> = granted.iter().collect();
+    let all: BTreeSet<u16> = granted.ports.tcp().iter().collect();
     for kind in ["tcp4", "udp4", "tcp6", "udp6"] {
         let mut helper = task.helper();
         let (ports, errno) = take_all(&mut helper, kind);
@@ -182,7 +185,7 @@ fn a_large_grant_is_given_out_to_its_last_port() {
     let granted = node.ports(&(0..200).collect::<Vec<_>>());
     rules.grant(task.id, &granted).unwrap();
     let (ports, errno) = take_all(&mut task.helper(), "udp4");
-    assert_eq!((set(&ports), errno), (granted.iter().collect(), Errno::EADDRINUSE));
+    assert_eq!((set(&ports), errno), (granted.ports.tcp().iter().collect(), Errno::EADDRINUSE));
 }
 
 #[test]
@@ -196,7 +199,7 @@ fn port_0_by_several_processes_at_once_gives_no_port_twice() {
     let answers = helpers.each_mut().map(Helper::answer).join(" ");
     // Each answer begins with its 0 for success.
     let ports: BTreeSet<u16> = answers.split(' ').map(|p| p.parse().unwrap()).filter(|&p| p != 0).collect();
-    assert_eq!(ports, granted.iter().collect(), "{answers}");
+    assert_eq!(ports, granted.ports.tcp().iter().collect(), "{answers}");
 }
 
 #[test]
@@ -249,7 +252,10 @@ fn a_scan_of_many_ports_stays_bounded_and_counted() {
     rules.grant(task.id, &node.ports(&[0])).unwrap();
     assert_eq!(task.helper().ask("refused udp4 1024 1 1000"), "0 1000");
     let denials = rules.denials(task.id).unwrap();
-    assert_eq!(denials.iter().filter(|(key, _)| key.other == 0).count() as u64, MAX_DENIED_PORTS);
+    assert_eq!(
+        denials.iter().filter(|(key, _)| key.call != denied_call::OTHERS).count() as u64,
+        MAX_DENIED_PORTS
+    );
     assert_eq!(denials.iter().map(|(_, denial)| denial.count).sum::<u64>(), 1000);
     assert_eq!(rules.total_denied(task.id).unwrap(), 1000);
 }
@@ -271,7 +277,7 @@ fn events_come_at_powers_of_two() {
             assert_eq!(event.count, count);
             let key = event.key;
             assert_eq!((key.cgroup_id, key.port), (task.id, node.port + 1));
-            assert_eq!((key.protocol, key.ip_version, key.other), (17, 6, 0));
+            assert_eq!((key.protocol, key.ip_version, key.call), (17, 6, denied_call::BIND));
             assert!(event.time_ns > 0 && event.pid > 0, "{event:?}");
         }
         assert_eq!(stream.take(), None);

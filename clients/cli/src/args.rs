@@ -301,7 +301,7 @@ pub(crate) struct ResizeArgs {
     /// Memory: 64MiB, 1.5GiB
     #[arg(long, help_heading = "Grant", value_name = "SIZE", value_parser = parse_mem, allow_negative_numbers = true)]
     pub(crate) mem: Option<u64>,
-    /// All of its ports: 31000-31002,8080
+    /// All of its ports: 31000-31002,53/udp,8080/tcp
     #[arg(long, help_heading = "Grant", value_name = "LIST")]
     pub(crate) ports: Option<PortSet>,
     #[command(flatten)]

@@ -30,7 +30,9 @@ pub(crate) enum QuantityError {
     Duration,
     #[error(transparent)]
     Ports(#[from] PortSetError),
-    #[error("write how many ports (up to {MOST_PORTS_BY_NUMBER}), or which: 8080 or 31000-31002,8080")]
+    #[error(
+        "write how many ports (up to {MOST_PORTS_BY_NUMBER}), or which: 8080 or 31000-31002,53/udp,8080/tcp"
+    )]
     NoPorts,
 }
 
@@ -47,7 +49,7 @@ impl PortsWanted {
     /// Could these ports satisfy the wish?
     pub(crate) fn are_in(&self, ports: &PortSet) -> bool {
         match self {
-            Self::Any(count) => ports.len() >= *count,
+            Self::Any(count) => ports.lowest(*count).is_some(),
             Self::These(set) => ports.is_superset(set),
         }
     }
@@ -268,7 +270,7 @@ mod tests {
         let all = Resources {
             cpu_milli: 2000,
             mem_bytes: 1 << 30,
-            ports: vec![PortRange { first: 31000, last: 31002 }],
+            ports: vec![PortRange { first: 31000, last: 31002, ..PortRange::default() }],
             ..Resources::default()
         };
         assert_eq!(resources(&all), "2 CPUs, 1 GiB, ports 31000-31002");

@@ -79,7 +79,11 @@ impl Task {
     /// These ports.
     #[must_use]
     pub fn ports(mut self, ports: &[u16]) -> Self {
-        let range = |port: &u16| PortRange { first: u32::from(*port), last: u32::from(*port) };
+        let range = |port: &u16| PortRange {
+            first: u32::from(*port),
+            last: u32::from(*port),
+            ..PortRange::default()
+        };
         self.resources().ports = ports.iter().map(range).collect();
         self
     }

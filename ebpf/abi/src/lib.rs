@@ -30,17 +30,37 @@ pub use net::{
 };
 pub use ooms::{MAX_OOMS, OomRecord};
 pub use ports::{
-    COMM_LEN, Denial, DenialEvent, DenialKey, EVENT_RING_BYTES, GrantIndex, INDEX_WORDS, MAX_DENIALS,
-    MAX_DENIED_PORTS, MAX_PORT_WORDS, MAX_SOCKETS, MAX_TASKS, PORTS_PER_WORD, PortUse, PortWordKey, Protocol,
-    SocketPort, TaskCounters,
+    COMM_LEN, Denial, DenialEvent, DenialKey, EVENT_RING_BYTES, INDEX_WORDS, MAX_DENIALS, MAX_DENIED_PORTS,
+    MAX_PORT_WORDS, MAX_SOCKETS, MAX_TASKS, OLDEST_PORTS_VERSION, PORTS_PER_WORD, PORTS_VERSION, PortWord,
+    PortWordKey, Protocol, SocketPort, TaskCounters, TaskPorts, denied_call, port_choice, socket_kind,
 };
 
-/// Version of every layout in this crate, part of the name of the pin directories.
+/// Version of every layout in this crate but those of ports ([`PORTS_VERSION`]), part of the name of the pin directories.
 pub const ABI_VERSION: u32 = 1;
 
 /// The C declarations of the types that `observe` uses. They expect `__u8`, `__u32` and `__u64` to be defined.
-pub const C_HEADER: [&str; 3] =
-    [ExitRecord::C_DECLARATION, ForeignTime::C_DECLARATION, OomRecord::C_DECLARATION];
+pub const C_HEADER: [&str; 8] = [
+    ExitRecord::C_DECLARATION,
+    ForeignTime::C_DECLARATION,
+    OomRecord::C_DECLARATION,
+    TaskPorts::C_DECLARATION,
+    TaskCounters::C_DECLARATION,
+    DenialKey::C_DECLARATION,
+    Denial::C_DECLARATION,
+    ports::C_DENIAL_EVENT,
+];
+
+/// Numbers that `observe` uses, as macros of C.
+pub const C_CONSTANTS: [(&str, u32); 8] = [
+    ("MAX_TASKS", MAX_TASKS),
+    ("MAX_DENIALS", MAX_DENIALS),
+    ("EVENT_RING_BYTES", EVENT_RING_BYTES),
+    ("PORT_CHOICE_DEFAULT", port_choice::DEFAULT),
+    ("PORT_CHOICE_LISTEN_EPHEMERAL", port_choice::LISTEN_EPHEMERAL),
+    ("SOCKET_KIND_PACKET", socket_kind::PACKET),
+    ("DENIED_LISTEN", denied_call::LISTEN as u32),
+    ("DENIED_SOCKET", denied_call::SOCKET as u32),
+];
 
 /// Names of maps, programs and globals: the identifiers in `enforce` and `observe`, and the names
 /// under which they are pinned.
@@ -48,12 +68,13 @@ pub mod names {
     /// Read-only global of `enforce`: the level, below the root of the hierarchy, of task cgroups.
     pub const TASK_LEVEL: &str = "TASK_LEVEL";
 
-    /// Cgroup id of a task -> [`GrantIndex`](crate::GrantIndex). The agent writes.
-    pub const GRANT_INDEX: &str = "GRANT_INDEX";
-    /// [`PortWordKey`](crate::PortWordKey) -> 64 ports, a bit each. The agent writes.
-    pub const GRANTS: &str = "GRANTS";
-    /// [`PortWordKey`](crate::PortWordKey) -> [`PortUse`](crate::PortUse). The agent makes, programs write.
-    pub const PORT_USE: &str = "PORT_USE";
+    /// Read-only global of `enforce`: the cookie of the network namespace in which ports are held, 0 for every one.
+    pub const HOST_NETNS: &str = "HOST_NETNS";
+
+    /// Cgroup id of a task -> [`TaskPorts`](crate::TaskPorts). The agent writes.
+    pub const TASK_PORTS: &str = "TASK_PORTS";
+    /// [`PortWordKey`](crate::PortWordKey) -> [`PortWord`](crate::PortWord). The agent makes, programs write hints.
+    pub const PORTS: &str = "PORTS";
     /// Cgroup id of a task -> [`TaskCounters`](crate::TaskCounters). The agent makes, programs write.
     pub const COUNTERS: &str = "COUNTERS";
     /// Socket cookie -> [`SocketPort`](crate::SocketPort). Programs write.
@@ -63,10 +84,22 @@ pub mod names {
     /// Ring buffer of [`DenialEvent`](crate::DenialEvent).
     pub const EVENTS: &str = "EVENTS";
     /// The maps of `enforce` that are about ports.
-    pub const ENFORCE_MAPS: [&str; 7] = [GRANT_INDEX, GRANTS, PORT_USE, COUNTERS, SOCKETS, DENIALS, EVENTS];
+    pub const ENFORCE_MAPS: [&str; 6] = [TASK_PORTS, PORTS, COUNTERS, SOCKETS, DENIALS, EVENTS];
 
     /// The programs of `enforce` that are about ports, each attached once to the root of the tasks' cgroups.
-    pub const ENFORCE_PROGRAMS: [&str; 5] = ["bind4", "bind6", "post_bind4", "post_bind6", "sock_release"];
+    pub const ENFORCE_PROGRAMS: [&str; 8] = [
+        "bind4",
+        "bind6",
+        "port_connect4",
+        "port_connect6",
+        "port_sendmsg4",
+        "port_sendmsg6",
+        "sock_create",
+        "sock_release",
+    ];
+
+    /// The programs of `observe/listen` and their pinned links. They use maps of [`ENFORCE_MAPS`].
+    pub const LISTEN_PROGRAMS: [&str; 2] = ["socket_listen", "socket_create"];
 
     /// [`DeviceKey`](crate::DeviceKey) -> bits of [`device_access`](crate::device_access). The agent writes.
     pub const DEVICES: &str = "DEVICES";

@@ -1,12 +1,25 @@
 //! Ports: grants, use and denials. `enforce` and the agent share these.
 //!
 //! A task's grant is a bitmap of 65536 ports for each protocol, stored sparsely: 64 ports are a
-//! *word*, and only words with a granted port exist. One index for each task says which those are.
-//! A grant of a few ports costs some hundred bytes of kernel memory, and one of thousands little more
-//! than its bits.
+//! *word*, and only words with a granted port exist. So one lookup answers for any port, whatever the
+//! size of the grant; a grant of a few ports costs some hundred bytes of kernel memory, and one of
+//! thousands little more than its bits. One value for each task says which words there are, and what the
+//! task may do besides binding them.
 //!
-//! Maps that the agent writes and maps that programs write are apart, so that nobody has to read,
-//! change and write back what another may change in between.
+//! What the agent alone writes decides. What programs write is counts and hints; a hint shares its value with
+//! the granted bits of a word, so that one lookup finds both, and one that is lost while the agent
+//! changes the word costs nothing but the order in which ports are chosen.
+
+use crate::c::shared_with_c;
+
+/// Version of the layouts in this module, part of the name of the pin directory. Maps of [`OLDEST_PORTS_VERSION`] and
+/// later are converted when they are taken over.
+///
+/// - 1: grants and use in maps of their own, no policy, no sockets but TCP and UDP.
+/// - 2: one word of ports has both, and each task has a policy.
+pub const PORTS_VERSION: u32 = 2;
+/// The oldest version that is converted.
+pub const OLDEST_PORTS_VERSION: u32 = 1;
 
 /// Ports in one word.
 pub const PORTS_PER_WORD: u32 = 64;
@@ -53,12 +66,48 @@ impl Protocol {
     }
 }
 
-/// Which words of a task's grant exist: a bit for each, by protocol.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GrantIndex {
-    /// Bit `w % 64` of `words[protocol][w / 64]` stands for the ports from `64 * w`.
-    pub words: [[u64; INDEX_WORDS]; 2],
+/// Bits of [`TaskPorts::choice`]: what a port that the kernel is asked to choose may be. Where no bit allows it, the call
+/// is refused.
+pub mod port_choice {
+    /// bind(0) is answered with a granted port.
+    pub const BIND_GRANTED: u32 = 1;
+    /// bind(0) is answered by the kernel, from its own range. [`BIND_GRANTED`] comes first.
+    pub const BIND_EPHEMERAL: u32 = 1 << 1;
+    /// connect() without bind is given a granted port; UDP that is sent without bind is refused.
+    pub const CLIENT_GRANTED: u32 = 1 << 2;
+    /// connect() and sendto() without bind take a port of the kernel's own range. Comes before [`CLIENT_GRANTED`].
+    pub const CLIENT_EPHEMERAL: u32 = 1 << 3;
+    /// listen() without bind takes a port of the kernel's own range.
+    pub const LISTEN_EPHEMERAL: u32 = 1 << 4;
+
+    /// Of tasks that name nothing: clients as on any host, servers on granted ports.
+    pub const DEFAULT: u32 = BIND_GRANTED | CLIENT_EPHEMERAL;
+}
+
+/// Bits of [`TaskPorts::sockets`]: sockets besides TCP, UDP and ping ones.
+pub mod socket_kind {
+    /// Raw IP sockets.
+    pub const RAW: u32 = 1;
+    /// SCTP, of either style.
+    pub const SCTP: u32 = 1 << 1;
+    /// Packet and XDP sockets: whole frames of an interface.
+    pub const PACKET: u32 = 1 << 2;
+    /// All that can be granted.
+    pub const ALL: [u32; 3] = [RAW, SCTP, PACKET];
+}
+
+shared_with_c! {
+    /// What one task may do with ports. The agent writes.
+    pub struct TaskPorts as "task_ports" {
+        /// Which words of its grant exist: bit `w % 64` of `words[protocol][w / 64]` stands for the ports from `64 * w`.
+        pub words: [[u64; 16]; 2],
+        /// By [`Protocol`]: steps of a search that goes round the words once.
+        pub round: [u32; 2],
+        /// Bits of [`port_choice`].
+        pub choice: u32,
+        /// Bits of [`socket_kind`].
+        pub sockets: u32,
+    }
 }
 
 /// Names a word of one task's ports.
@@ -73,30 +122,32 @@ pub struct PortWordKey {
     pub protocol: u32,
 }
 
-/// Which ports of a word the task's sockets are bound to. It chooses ports for bind(0) and decides
-/// nothing else: where it is wrong, the kernel still refuses a port that is taken.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PortUse {
-    /// A bit for each port with at least one user.
-    pub used: u64,
-    /// Sockets bound to each port.
-    pub users: [u64; 64],
-}
-
-/// What programs count and remember for one task.
+/// 64 ports of one task, a bit each. The hints choose ports for bind(0) and decide nothing else: where they are wrong, the
+/// kernel still refuses a port that is taken.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TaskCounters {
-    /// Binds that were denied, all of them.
-    pub denied: u64,
-    /// Keys of this task in the denial map, bounded by [`MAX_DENIED_PORTS`].
-    pub denied_ports: u64,
-    /// By [`Protocol`]: the port at which the next search for a free one starts.
-    pub next_port: [u64; 2],
+pub struct PortWord {
+    /// May be bound. The agent writes.
+    pub granted: u64,
+    /// Hint: a socket holds it that was given it by the programs.
+    pub used: u64,
+    /// Hint: was bound by number at some time, so others are chosen first.
+    pub numbered: u64,
 }
 
-/// The port that a socket holds in [`PortUse`].
+shared_with_c! {
+    /// What programs count and remember for one task.
+    pub struct TaskCounters as "task_counters" {
+        /// Calls that were denied, all of them.
+        pub denied: u64,
+        /// Keys of this task in the denial map, bounded by [`MAX_DENIED_PORTS`].
+        pub denied_ports: u64,
+        /// By [`Protocol`]: the port at which the next search for a free one starts.
+        pub next_port: [u64; 2],
+    }
+}
+
+/// The port that a socket was given: a bit of [`PortWord::used`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketPort {
@@ -108,32 +159,48 @@ pub struct SocketPort {
     pub protocol: u32,
 }
 
-/// What was denied.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct DenialKey {
-    /// The task's cgroup.
-    pub cgroup_id: u64,
-    /// The port that was asked for, host byte order; 0 is bind(0) by a task without ports.
-    pub port: u16,
-    /// The protocol's number in an IP header.
-    pub protocol: u16,
-    /// 4 or 6: the family of the socket.
-    pub ip_version: u16,
-    /// 1: stands for all ports beyond [`MAX_DENIED_PORTS`], and `port` is 0.
-    pub other: u16,
+/// What a [`DenialKey::call`] says.
+pub mod denied_call {
+    /// bind().
+    pub const BIND: u16 = 0;
+    /// Whatever is counted together beyond [`MAX_DENIED_PORTS`](super::MAX_DENIED_PORTS).
+    pub const OTHERS: u16 = 1;
+    /// connect() of a socket that is not bound.
+    pub const CONNECT: u16 = 2;
+    /// UDP sent on a socket that nobody bound.
+    pub const SEND: u16 = 3;
+    /// listen() on a socket that is not bound.
+    pub const LISTEN: u16 = 4;
+    /// socket() of a kind that is not granted.
+    pub const SOCKET: u16 = 5;
 }
 
-/// How often, and when. Times are CLOCK_MONOTONIC.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Denial {
-    /// Denied calls.
-    pub count: u64,
-    /// Time of the first.
-    pub first_ns: u64,
-    /// Time of the last.
-    pub last_ns: u64,
+shared_with_c! {
+    /// What was denied.
+    pub struct DenialKey as "denial_key" {
+        /// The task's cgroup.
+        pub cgroup_id: u64,
+        /// The port that was asked for, host byte order; 0 is one of the kernel's choice. For socket() its type.
+        pub port: u16,
+        /// The protocol's number in an IP header.
+        pub protocol: u16,
+        /// 4 or 6: the family of the socket. 0 for a packet socket.
+        pub ip_version: u16,
+        /// A [`denied_call`]. With `OTHERS`, `port` is 0.
+        pub call: u16,
+    }
+}
+
+shared_with_c! {
+    /// How often, and when. Times are CLOCK_MONOTONIC.
+    pub struct Denial as "denial" {
+        /// Denied calls.
+        pub count: u64,
+        /// Time of the first.
+        pub first_ns: u64,
+        /// Time of the last.
+        pub last_ns: u64,
+    }
 }
 
 /// Sent when a [`Denial::count`] reaches 1, 2, 4, 8 and so on.
@@ -154,20 +221,21 @@ pub struct DenialEvent<K = DenialKey> {
     pub comm: [u8; COMM_LEN],
 }
 
-impl GrantIndex {
-    /// No word at all.
-    pub const EMPTY: Self = Self { words: [[0; INDEX_WORDS]; 2] };
-}
+/// The event of a port in C.
+pub(crate) const C_DENIAL_EVENT: &str = "struct denial_event {\n\tstruct denial_key key;\n\t__u64 count;\n\t\
+    __u64 time_ns;\n\t__u32 pid;\n\t__u32 uid;\n\t__u8 comm[16];\n};\n";
 
-impl PortUse {
-    /// No user at all.
-    pub const UNUSED: Self = Self { used: 0, users: [0; 64] };
+impl TaskPorts {
+    /// No port at all, and the default policy.
+    pub const EMPTY: Self =
+        Self { words: [[0; INDEX_WORDS]; 2], round: [0; 2], choice: port_choice::DEFAULT, sockets: 0 };
 }
 
 const _: () = {
-    assert!(size_of::<GrantIndex>() == 2 * INDEX_WORDS * 8);
+    assert!(INDEX_WORDS == 16 && COMM_LEN == 16, "as they are written out above");
+    assert!(size_of::<TaskPorts>() == 2 * INDEX_WORDS * 8 + 2 * 4 + 4 + 4);
     assert!(size_of::<PortWordKey>() == 8 + 4 + 4);
-    assert!(size_of::<PortUse>() == 8 + 64 * 8);
+    assert!(size_of::<PortWord>() == 3 * 8);
     assert!(size_of::<TaskCounters>() == 8 + 8 + 2 * 8);
     assert!(size_of::<SocketPort>() == 8 + 4 + 4);
     assert!(size_of::<DenialKey>() == 8 + 4 * 2);
@@ -183,7 +251,7 @@ const _: () = {
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya's marker for types that may be copied to and from the kernel as bytes")]
 mod pod {
-    use super::{Denial, DenialEvent, DenialKey, GrantIndex, PortUse, PortWordKey, SocketPort, TaskCounters};
+    use super::{Denial, DenialEvent, DenialKey, PortWord, PortWordKey, SocketPort, TaskCounters, TaskPorts};
 
     macro_rules! pod {
         ($($t:ty),+) => {$(
@@ -191,5 +259,5 @@ mod pod {
             unsafe impl aya::Pod for $t {}
         )+};
     }
-    pod!(Denial, DenialEvent, DenialKey, GrantIndex, PortUse, PortWordKey, SocketPort, TaskCounters);
+    pod!(Denial, DenialEvent, DenialKey, PortWord, PortWordKey, SocketPort, TaskCounters, TaskPorts);
 }

@@ -10,20 +10,17 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use bulkhead_abi::{
-    DEVICE_RING_BYTES, Denial, DenialKey, DeviceCounters, DeviceKey, EVENT_RING_BYTES, GrantIndex,
-    MAX_DENIALS, MAX_DEVICE_DENIALS, MAX_DEVICES, MAX_NET_TASKS, MAX_PORT_WORDS, MAX_SOCKETS, MAX_TASKS,
-    NET_INTERFACES, NetClocks, NetCounters, NetInterface, NetLink, NetTask, PortUse, PortWordKey, SocketPort,
-    TaskCounters,
+    DEVICE_RING_BYTES, Denial, DenialKey, DeviceCounters, DeviceKey, EVENT_RING_BYTES, MAX_DENIALS,
+    MAX_DEVICE_DENIALS, MAX_DEVICES, MAX_NET_TASKS, MAX_PORT_WORDS, MAX_SOCKETS, MAX_TASKS, NET_INTERFACES,
+    NetClocks, NetCounters, NetInterface, NetLink, NetTask, PortWord, PortWordKey, SocketPort, TaskCounters,
+    TaskPorts,
 };
 
 #[map]
-pub static GRANT_INDEX: HashMap<u64, GrantIndex> = HashMap::with_max_entries(MAX_TASKS, BPF_F_NO_PREALLOC);
+pub static TASK_PORTS: HashMap<u64, TaskPorts> = HashMap::with_max_entries(MAX_TASKS, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static GRANTS: HashMap<PortWordKey, u64> = HashMap::with_max_entries(MAX_PORT_WORDS, BPF_F_NO_PREALLOC);
-
-#[map]
-pub static PORT_USE: HashMap<PortWordKey, PortUse> =
+pub static PORTS: HashMap<PortWordKey, PortWord> =
     HashMap::with_max_entries(MAX_PORT_WORDS, BPF_F_NO_PREALLOC);
 
 #[map]

@@ -13,7 +13,8 @@ const _: () = {
 };
 
 impl Protocol {
-    /// By the type of the socket. The ports of no other kind are granted.
+    /// By the type of the socket, where it has ports at all: the callers know that it is an IP socket. The ports of no other
+    /// kind are granted.
     #[inline(always)]
     pub fn of_socket(socket_type: u32) -> Option<Self> {
         let index = socket_type.wrapping_sub(SOCK_STREAM);

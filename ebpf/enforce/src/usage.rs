@@ -1,62 +1,50 @@
 //! Which granted ports are in use, and the choice of a free one.
 //!
-//! A port is used from the moment it is chosen or bound until the socket that did so is released.
-//! Connections accepted from a listener are sockets of their own that never bound, so their end
-//! changes nothing. Several sockets may hold one port (both families, SO_REUSEPORT): users are counted.
+//! A port that the programs gave to a socket is used until that socket is released, or is given
+//! another. Connections accepted from a listener are sockets of their own that were given nothing, so
+//! their end changes nothing. A port that was bound by number is remembered for as long as the grant lasts,
+//! without its socket: it is chosen where no other is left.
 //!
 //! All of this is a hint. The kernel decides whether a port is free, and it may disagree: a
 //! connection in TIME_WAIT, or a process outside the task. The search starts one past the last
 //! choice, so a port is offered again as late as possible.
 
-use core::arch::asm;
-
-use bulkhead_abi::{INDEX_WORDS, PortUse, PortWordKey, SocketPort};
+use aya_ebpf::bindings::BPF_NOEXIST;
+use bulkhead_abi::{INDEX_WORDS, SocketPort};
 
 use crate::{
-    atomic::{fetch_add, fetch_and, fetch_or},
-    grant::{port_bit, word_key},
-    maps::{COUNTERS, GRANT_INDEX, GRANTS, PORT_USE, SOCKETS},
+    atomic::{fetch_and, fetch_or},
+    grant::{granted, port_bit, word_key},
+    maps::{COUNTERS, PORTS, SOCKETS, TASK_PORTS},
     protocol::Protocol,
 };
 
-/// Steps of one search: a word of granted ports, or 64 words without any. A task that uses more
+/// Most steps of one search: a word of granted ports, or 64 words without any. A task that uses more
 /// ports than these hold gets what the kernel says to a port in use, and the next search goes on there.
 const MAX_STEPS: u32 = 128;
 
-/// A port for a socket that asked for any: a free one, noted as used; where none looks free, some
-/// port of the grant, so that the kernel answers. `None` for a task without ports.
-#[inline(always)]
-pub fn choose(cgroup_id: u64, protocol: Protocol, cookie: u64) -> Option<u16> {
-    // An earlier choice for this socket that the kernel refused.
-    release(cookie);
-    let walk = Walk::of(cgroup_id, protocol)?;
-    let Some(port) = take_free(cgroup_id, protocol, &walk) else { return any(cgroup_id, protocol, &walk) };
-    let held = SocketPort { cgroup_id, port: port.into(), protocol: protocol.index() };
-    if SOCKETS.insert(cookie, held, 0).is_err() {
-        unuse(held.cgroup_id, held.protocol, held.port);
-    }
-    Some(port)
-}
+/// Set beside a port that another socket was given already.
+const TAKEN: u32 = 1 << 16;
 
-/// The kernel bound the socket to the port.
-#[inline(always)]
-pub fn bound(cgroup_id: u64, protocol: Protocol, port: u16, cookie: u64) {
-    let held = SocketPort { cgroup_id, port: port.into(), protocol: protocol.index() };
-    // SAFETY: only this socket's own calls, which the kernel serialises, change its entry.
-    if let Some(chosen) = unsafe { SOCKETS.get(cookie) } {
-        if *chosen == held {
-            return;
-        }
+/// A port for a socket that asked for any, noted as used: one that looks free, else one that was bound by number; else
+/// some port of the grant that is in use, so that the kernel answers. 0 for a task without ports.
+///
+/// A function of its own, as everything here that loops: what it leaves on its stack would keep the verifier
+/// from finding alike what is alike after it.
+#[inline(never)]
+pub fn choose(cgroup_id: u64, protocol: u32, cookie: u64) -> u32 {
+    let protocol = Protocol::of(protocol);
+    let Some(walk) = Walk::of(cgroup_id, protocol) else { return 0 };
+    let port = match take_free(cgroup_id, protocol, &walk) {
+        0 => any(cgroup_id, protocol, &walk),
+        port => port,
+    };
+    if port & TAKEN != 0 {
         release(cookie);
+    } else if port != 0 {
+        note(cookie, SocketPort { cgroup_id, port, protocol: protocol.index() });
     }
-    if SOCKETS.insert(cookie, held, 0).is_ok()
-        && let Some(word) = PORT_USE.get_ptr_mut(word_key(cgroup_id, protocol, port))
-    {
-        // The user first: whoever frees the port looks at users last.
-        add_user(word, port);
-        // SAFETY: a field of a map value, aligned.
-        unsafe { fetch_or(&raw mut (*word).used, port_bit(port)) };
-    }
+    port & !TAKEN
 }
 
 /// The socket holds no port any more.
@@ -66,33 +54,57 @@ pub fn release(cookie: u64) {
     let Some(&held) = (unsafe { SOCKETS.get(cookie) }) else { return };
     // It was there a moment ago; if the map evicted it meanwhile, that is as good.
     let _ = SOCKETS.remove(cookie);
-    unuse(held.cgroup_id, held.protocol, held.port);
+    unuse(held);
 }
 
-/// Goes round the grant once, from where the last search ended, and takes the first port that looks free.
+/// Remembers what a socket was given, in place of what it was given before and the kernel refused.
 #[inline(always)]
-fn take_free(cgroup_id: u64, protocol: Protocol, walk: &Walk) -> Option<u16> {
-    for _ in 0..MAX_STEPS {
+fn note(cookie: u64, held: SocketPort) {
+    if SOCKETS.insert(cookie, held, u64::from(BPF_NOEXIST)).is_ok() {
+        return;
+    }
+    // SAFETY: as in `release`.
+    if let Some(&before) = unsafe { SOCKETS.get(cookie) }
+        && before != held
+    {
+        unuse(before);
+    }
+    if SOCKETS.insert(cookie, held, 0).is_err() {
+        unuse(held);
+    }
+}
+
+/// Goes round the grant once, from where the last search ended, and takes the first port that looks free. 0 if none
+/// does.
+#[inline(always)]
+fn take_free(cgroup_id: u64, protocol: Protocol, walk: &Walk) -> u32 {
+    for step in 0..MAX_STEPS {
+        if step > walk.round {
+            return 0;
+        }
         let Some(at) = walk.step() else { continue };
         let port = claim(cgroup_id, protocol.index(), at.into());
         if port != 0 {
             walk.go_on_at((port as u16).wrapping_add(1));
-            return Some(port as u16);
+            return port;
         }
     }
-    None
+    0
 }
 
-/// The next granted port, used or not.
+/// The next granted port that was bound by number, or else the next one at all.
 #[inline(always)]
-fn any(cgroup_id: u64, protocol: Protocol, walk: &Walk) -> Option<u16> {
+fn any(cgroup_id: u64, protocol: Protocol, walk: &Walk) -> u32 {
     // Once through the index, and to its first word again.
     for _ in 0..=INDEX_WORDS {
         let Some(at) = walk.step() else { continue };
-        let granted = granted_from(word_key(cgroup_id, protocol, at), at & !63);
-        return (granted != 0).then(|| (at & !63) | trailing_zeros(granted));
+        let port = claim_any(cgroup_id, protocol.index(), at.into());
+        if port != 0 {
+            walk.go_on_at((port as u16).wrapping_add(1));
+            return port;
+        }
     }
-    None
+    0
 }
 
 /// The walk through the granted words of one task and protocol.
@@ -102,19 +114,24 @@ fn any(cgroup_id: u64, protocol: Protocol, walk: &Walk) -> Option<u16> {
 struct Walk {
     index: *const u64,
     position: *mut u64,
+    /// Steps that go round the grant once.
+    round: u32,
 }
 
 impl Walk {
     #[inline(always)]
     fn of(cgroup_id: u64, protocol: Protocol) -> Option<Self> {
-        let index = GRANT_INDEX.get_ptr(cgroup_id)?.cast::<u64>();
+        let task = TASK_PORTS.get_ptr(cgroup_id)?;
         let counters = COUNTERS.get_ptr_mut(cgroup_id)?;
         let protocol = protocol.index() as usize;
-        // SAFETY: `protocol` is 0 or 1, and both values have two halves of these sizes.
-        let (index, position) = unsafe {
-            (index.add(protocol * INDEX_WORDS), (&raw mut (*counters).next_port).cast::<u64>().add(protocol))
-        };
-        Some(Self { index, position })
+        // SAFETY: `protocol` is 0 or 1, and all three are arrays of two.
+        unsafe {
+            Some(Self {
+                index: (&raw const (*task).words).cast::<u64>().add(protocol * INDEX_WORDS),
+                position: (&raw mut (*counters).next_port).cast::<u64>().add(protocol),
+                round: (&raw const (*task).round).cast::<u32>().add(protocol).read_volatile(),
+            })
+        }
     }
 
     /// Moves past the next granted word, or past up to 64 words without any. Returns where in a
@@ -144,77 +161,51 @@ impl Walk {
     }
 }
 
-/// Takes a free port of the word that `at` is in, from `at` on. 0 if there is none, or if another
-/// socket was faster.
-///
-/// A function of its own: what it leaves on its stack would keep the verifier from finding alike
-/// what is alike after it.
+/// Takes a port of the word that `at` is in, from `at` on, that looks free and was never bound by number. 0 if there
+/// is none, or if another socket was faster.
 #[inline(never)]
 fn claim(cgroup_id: u64, protocol: u32, at: u32) -> u32 {
     let at = at as u16;
-    let key = word_key(cgroup_id, Protocol::of(protocol), at);
-    let Some(word) = PORT_USE.get_ptr_mut(key) else { return 0 };
-    // SAFETY: a field of a map value, aligned.
-    let free = granted_from(key, at) & !unsafe { (&raw const (*word).used).read_volatile() };
+    let Some(word) = PORTS.get_ptr_mut(word_key(cgroup_id, Protocol::of(protocol), at)) else { return 0 };
+    // SAFETY: fields of a map value, aligned.
+    let taken =
+        unsafe { (&raw const (*word).used).read_volatile() | (&raw const (*word).numbered).read_volatile() };
+    let free = granted(word) & (u64::MAX << (at & 63)) & !taken;
     if free == 0 {
         return 0;
     }
     let port = (at & !63) | trailing_zeros(free);
     // SAFETY: a field of a map value, aligned.
     let was = unsafe { fetch_or(&raw mut (*word).used, port_bit(port)) };
-    if was & port_bit(port) != 0 {
+    if was & port_bit(port) == 0 { port.into() } else { 0 }
+}
+
+/// The same for any port, those that are not used first; with [`TAKEN`] where all are.
+#[inline(never)]
+fn claim_any(cgroup_id: u64, protocol: u32, at: u32) -> u32 {
+    let at = at as u16;
+    let Some(word) = PORTS.get_ptr_mut(word_key(cgroup_id, Protocol::of(protocol), at)) else { return 0 };
+    let all = granted(word) & (u64::MAX << (at & 63));
+    if all == 0 {
         return 0;
     }
-    add_user(word, port);
-    port.into()
+    // SAFETY: a field of a map value, aligned.
+    let unused = all & !unsafe { (&raw const (*word).used).read_volatile() };
+    let port = (at & !63) | trailing_zeros(if unused == 0 { all } else { unused });
+    // SAFETY: as above.
+    let was = unsafe { fetch_or(&raw mut (*word).used, port_bit(port)) };
+    if was & port_bit(port) == 0 { port.into() } else { u32::from(port) | TAKEN }
 }
 
-/// The granted ports of a word, from `at` on.
+/// Nobody that was given the port holds it any more.
 #[inline(always)]
-fn granted_from(key: PortWordKey, at: u16) -> u64 {
-    // SAFETY: a single word, which is not torn.
-    unsafe { GRANTS.get(key) }.map_or(0, |granted| granted & (u64::MAX << (at & 63)))
-}
-
-#[inline(always)]
-fn add_user(word: *mut PortUse, port: u16) {
-    // SAFETY: fields of a map value, aligned.
-    unsafe { fetch_add(users(word, port), 1) };
-}
-
-/// Takes a user away; the last one frees the port.
-#[inline(never)]
-fn unuse(cgroup_id: u64, protocol: u32, port: u32) {
-    let port = port as u16;
-    let key = word_key(cgroup_id, Protocol::of(protocol), port);
+fn unuse(held: SocketPort) {
+    let port = held.port as u16;
+    let key = word_key(held.cgroup_id, Protocol::of(held.protocol), port);
     // Gone when the task's grant was taken back while a socket lived on elsewhere.
-    let Some(word) = PORT_USE.get_ptr_mut(key) else { return };
-    // SAFETY: fields of a map value, aligned.
-    unsafe {
-        let users = users(word, port);
-        if users.read_volatile() == 0 {
-            return;
-        }
-        if fetch_add(users, u64::MAX) == 1 {
-            fetch_and(&raw mut (*word).used, !port_bit(port));
-            // Somebody may have become a user between the two.
-            if users.read_volatile() != 0 {
-                fetch_or(&raw mut (*word).used, port_bit(port));
-            }
-        }
-    }
-}
-
-/// The users of a port. Where the compiler knows the bound of the index from elsewhere it drops a
-/// mask, and the verifier, which does not, then refuses the access: so the mask is an instruction.
-#[inline(always)]
-fn users(word: *mut PortUse, port: u16) -> *mut u64 {
-    let mut slot = usize::from(port);
-    // SAFETY: one instruction on one register; then the index is below 64, the length of the array.
-    unsafe {
-        asm!("{v} &= 63", v = inout(reg) slot, options(pure, nomem, nostack));
-        (&raw mut (*word).users).cast::<u64>().add(slot)
-    }
+    let Some(word) = PORTS.get_ptr_mut(key) else { return };
+    // SAFETY: a field of a map value, aligned.
+    unsafe { fetch_and(&raw mut (*word).used, !port_bit(port)) };
 }
 
 /// The number of the lowest bit that is set, 0 where none is. By arithmetic alone: the target has no

@@ -75,7 +75,7 @@ fn split(supply: &Supply) -> (Resources, Resources) {
     // A range that no machine has was refused when the report came in.
     let ports = supply.pool.port_set().unwrap_or_default();
     let firm_count = usize::try_from(firm_part(ports.len() as u64)).unwrap_or_default();
-    let firm_ports = ports.lowest(firm_count).unwrap_or_default();
+    let firm_ports = ports.first(firm_count);
     let firm = Resources {
         cpu_milli: supply.pool.cpu_milli,
         mem_bytes: firm_part(supply.pool.mem_bytes),

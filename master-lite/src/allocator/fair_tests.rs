@@ -85,7 +85,7 @@ proptest! {
         ];
         let supply: Vec<_> = agents.iter().enumerate().map(|(i, &(cpu, mem, lent, ports))| {
             let mut supply = supply(&i.to_string(), cpu, mem, lent);
-            supply.pool.ports = (1..=ports).map(|p| bulkhead_proto::v1::PortRange { first: p * 2, last: p * 2 }).collect();
+            supply.pool.ports = (1..=ports).map(|p| bulkhead_proto::v1::PortRange { first: p * 2, last: p * 2, ..bulkhead_proto::v1::PortRange::default() }).collect();
             supply
         }).collect();
         let demand: Vec<_> = frameworks.iter().enumerate()

@@ -7,7 +7,8 @@ fn agent() -> AgentId {
 }
 
 fn resources(cpu_milli: u64, mem_bytes: u64, ports: &[(u32, u32)]) -> Resources {
-    let ports = ports.iter().map(|&(first, last)| PortRange { first, last }).collect();
+    let ports =
+        ports.iter().map(|&(first, last)| PortRange { first, last, ..PortRange::default() }).collect();
     Resources { cpu_milli, mem_bytes, ports, ..Resources::default() }
 }
 

@@ -41,6 +41,9 @@ pub enum BpfError {
         /// The kernel's answer, with the verifier's log.
         source: aya::programs::ProgramError,
     },
+    /// Programs of the BPF LSM would never be asked.
+    #[error("the BPF LSM cannot be used: {0}")]
+    NoLsm(String),
     /// An object could not be pinned.
     #[error("pin {}", path.display())]
     Pin {

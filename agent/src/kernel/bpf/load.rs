@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
 };
 
@@ -16,17 +16,25 @@ use aya::{
 use bulkhead_abi::{MAX_EXITS, MAX_OOMS, MAX_OWNERS, names};
 use bulkhead_ebpf::{
     ENFORCE,
-    observe::{exits::ExitsSkelBuilder, foreign::ForeignSkelBuilder, ooms::OomsSkelBuilder},
+    observe::{
+        exits::ExitsSkelBuilder, foreign::ForeignSkelBuilder, listen::ListenSkelBuilder,
+        ooms::OomsSkelBuilder,
+    },
 };
 use libbpf_rs::{
-    MapCore as _, MapFlags, MapHandle, libbpf_sys,
+    libbpf_sys,
     skel::{OpenSkel as _, SkelBuilder as _},
 };
 
 use super::{
     BpfError, LoadSpec,
     link::{attach_and_pin, pin_again, replace_and_pin},
-    pins::{PinNames, create_dir, ensure_bpffs, entries, name_of, remove_pins, remove_stale, unfinished},
+    lsm,
+    migrate::{copy, take_over_ports},
+    pins::{
+        PinName, PinNames, create_dir, ensure_bpffs, entries, host_netns, name_of, remove_pins, remove_stale,
+        unfinished,
+    },
 };
 
 /// Where the programs of [`names::NET_PROGRAMS`] are attached, in the same order.
@@ -52,6 +60,7 @@ pub fn load_and_pin(spec: &LoadSpec) -> Result<LoadReport, BpfError> {
     let names = PinNames::of(spec)?;
     complete(spec, &names.ports, load_ports)?;
     let others = [
+        complete(spec, &names.listen, load_listen),
         complete(spec, &names.devices, load_devices),
         complete(spec, &names.net, load_net),
         complete(spec, &names.exits, load_exits),
@@ -72,8 +81,11 @@ fn complete(
     if target.exists() {
         return Ok(());
     }
-    let older = entries(&spec.pin_dir)?;
-    let older: Vec<_> = older.into_iter().filter(|dir| PinNames::same_state(name, &name_of(dir))).collect();
+    let is_older = |dir: &PathBuf| {
+        let dir = name_of(dir);
+        PinName::parse(name).zip(PinName::parse(&dir)).is_some_and(|(new, old)| new.takes_over(&old))
+    };
+    let older: Vec<_> = entries(&spec.pin_dir)?.into_iter().filter(is_older).collect();
     let dir = unfinished(spec, name);
     create_dir(&dir)?;
     let result = load(spec, &dir, &older)
@@ -90,6 +102,7 @@ fn complete(
 fn open_enforce(spec: &LoadSpec, dir: &Path, maps: &[&'static str]) -> Result<Ebpf, BpfError> {
     let enforce = EbpfLoader::new()
         .override_global(names::TASK_LEVEL, &spec.task_level, true)
+        .override_global(names::HOST_NETNS, &host_netns(), true)
         .load(ENFORCE)
         .map_err(BpfError::Object)?;
     for &name in maps {
@@ -100,15 +113,6 @@ fn open_enforce(spec: &LoadSpec, dir: &Path, maps: &[&'static str]) -> Result<Eb
     Ok(enforce)
 }
 
-/// What lasts of the maps of older builds; events do not.
-fn take_over(older: &[PathBuf], dir: &Path, maps: &[&str]) -> Result<(), BpfError> {
-    for from in older {
-        let mut lasting = maps.iter().filter(|&&name| name != names::EVENTS && name != names::DEVICE_EVENTS);
-        lasting.try_for_each(|name| copy(&from.join(name), &dir.join(name)))?;
-    }
-    Ok(())
-}
-
 fn load_ports(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
     let cgroup = File::open(&spec.cgroup).map_err(BpfError::io("open", &spec.cgroup))?;
     let mut enforce = open_enforce(spec, dir, &names::ENFORCE_MAPS)?;
@@ -116,13 +120,44 @@ fn load_ports(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfE
         let program = enforce.program_mut(name).ok_or(BpfError::NotInObject(name))?;
         load(program).map_err(|source| BpfError::Program { op: "load", name, source })?;
     }
-    take_over(older, dir, &names::ENFORCE_MAPS)?;
+    older.iter().try_for_each(|from| take_over_ports(from, dir))?;
     for name in names::ENFORCE_PROGRAMS {
         let program = enforce.program_mut(name).ok_or(BpfError::NotInObject(name))?;
         let link =
             attach(program, &cgroup).map_err(|source| BpfError::Program { op: "attach", name, source })?;
         let path = dir.join(name);
         link.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
+    }
+    Ok(())
+}
+
+/// On top of the port rules, whose maps it uses.
+fn load_listen(spec: &LoadSpec, dir: &Path, _: &[PathBuf]) -> Result<(), BpfError> {
+    lsm::active().map_err(BpfError::NoLsm)?;
+    let failed = |op| observing(op, "listen");
+    let cgroup = File::open(&spec.cgroup).map_err(BpfError::io("open", &spec.cgroup))?;
+    let ports = spec.pin_dir.join(PinNames::of(spec)?.ports);
+    let mut memory = std::mem::MaybeUninit::uninit();
+    let mut open = ListenSkelBuilder::default().open(&mut memory).map_err(failed("open"))?;
+    if let Some(constants) = &mut open.maps.rodata_data {
+        constants.task_level = i32::try_from(spec.task_level).unwrap_or(i32::MAX);
+        constants.host_netns = host_netns();
+    }
+    let maps = &mut open.maps;
+    let shared = [
+        (names::TASK_PORTS, &mut maps.TASK_PORTS),
+        (names::COUNTERS, &mut maps.COUNTERS),
+        (names::DENIALS, &mut maps.DENIALS),
+        (names::EVENTS, &mut maps.EVENTS),
+    ];
+    for (name, map) in shared {
+        map.reuse_pinned_map(ports.join(name)).map_err(failed("find the maps of"))?;
+    }
+    let listen = open.load().map_err(failed("load"))?;
+    let programs = [&listen.progs.socket_listen, &listen.progs.socket_create];
+    for (name, program) in names::LISTEN_PROGRAMS.into_iter().zip(programs) {
+        let mut link = program.attach_cgroup(cgroup.as_raw_fd()).map_err(failed("attach"))?;
+        link.pin(dir.join(name)).map_err(failed("pin the link of"))?;
     }
     Ok(())
 }
@@ -137,7 +172,10 @@ fn load_devices(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), Bp
         return Err(failed(ProgramError::UnexpectedProgramType));
     };
     hook.load().map_err(failed)?;
-    take_over(older, dir, &names::DEVICE_MAPS)?;
+    let lasting = || names::DEVICE_MAPS.into_iter().filter(|name| *name != names::DEVICE_EVENTS);
+    for from in older {
+        lasting().try_for_each(|name| copy(&from.join(name), &dir.join(name)))?;
+    }
     let path = dir.join(name);
     let hook = hook.fd().map_err(failed)?.as_fd();
     attach_and_pin(hook, cgroup.as_fd(), libbpf_sys::BPF_CGROUP_DEVICE, &path)
@@ -291,21 +329,4 @@ fn load_ooms(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfEr
 fn observing(op: &str, object: &str) -> impl FnOnce(libbpf_rs::Error) -> BpfError {
     let op = format!("{op} the BPF object `{object}`");
     |source| BpfError::Observe { op, source }
-}
-
-/// Copies all entries of one pinned map into another of the same layout.
-fn copy(from: &Path, to: &Path) -> Result<(), BpfError> {
-    let failed = |op: &str, path: &Path| {
-        let op = format!("{op} {}", path.display());
-        |source| BpfError::Observe { op, source }
-    };
-    let old = MapHandle::from_pinned_path(from).map_err(failed("open", from))?;
-    let new = MapHandle::from_pinned_path(to).map_err(failed("open", to))?;
-    for key in old.keys() {
-        // An entry that went away meanwhile is not missed.
-        if let Some(value) = old.lookup(&key, MapFlags::ANY).map_err(failed("read", from))? {
-            new.update(&key, &value, MapFlags::ANY).map_err(failed("write", to))?;
-        }
-    }
-    Ok(())
 }

@@ -1,7 +1,9 @@
 //! Where loaded programs live: directories in a bpffs, whose names say what is in them.
 //!
 //! ```text
-//! <pin_dir>/ports-v<ABI>-<build>-<cgroup id>-<level>/   maps and links of `enforce` that are about ports
+//! <pin_dir>/ports-v<ABI>-<build>-<cgroup id>-<level>-<network namespace>/ maps and links of `enforce` about ports
+//! <pin_dir>/listen-v<ABI>-<builds>-<cgroup id>-<level>-<network namespace>/ links of `observe/listen`, which uses
+//!                                                       those maps
 //! <pin_dir>/devices-v<ABI>-<build>-<cgroup id>-<level>/ and those that are about devices
 //! <pin_dir>/net-v<ABI>-<build>-<cgroup id>-<level>/     and those that are about traffic
 //! <pin_dir>/exits-v<ABI>-<build>-<level>/               map and link of `observe/exits`
@@ -21,17 +23,20 @@ use std::{
     process::{Command, Stdio},
 };
 
-use bulkhead_abi::{ABI_VERSION, names};
+use bulkhead_abi::{ABI_VERSION, OLDEST_PORTS_VERSION, PORTS_VERSION, names};
 use bulkhead_ebpf::{ENFORCE_ID, OBSERVE_ID};
 use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
-use super::BpfError;
+use super::{BpfError, probe::probe_listen};
+use crate::kernel::netns;
 
 /// The hidden subcommand of the agent's binary that calls [`load_and_pin`](super::load_and_pin).
 pub const LOAD_SUBCOMMAND: &str = "bpf-load";
+/// The part of a name that stands for the port rules.
+const PORTS: &str = "ports";
 /// Where distributions mount the bpffs.
 const BPFFS: &str = "/sys/fs/bpf";
 /// Part of the name of a directory that is not complete, before the loader's process id.
@@ -53,6 +58,8 @@ pub struct LoadSpec {
 pub struct Loaded {
     /// For [`PortRules::open`](super::PortRules::open) and [`DenialStream::open`](super::DenialStream::open).
     pub ports: PathBuf,
+    /// Links alone; or why this kernel refuses neither listen() without bind nor packet sockets.
+    pub listen: Result<PathBuf, String>,
     /// For [`DeviceRules::open`](super::DeviceRules::open), or why this kernel holds no devices.
     pub devices: Result<PathBuf, String>,
     /// For [`NetRules::open`](super::NetRules::open), or why this kernel holds no traffic.
@@ -72,6 +79,7 @@ pub struct Loaded {
 /// Names of the directories of one spec, by part.
 pub(super) struct PinNames {
     pub(super) ports: String,
+    pub(super) listen: String,
     pub(super) devices: String,
     pub(super) net: String,
     pub(super) exits: String,
@@ -80,10 +88,14 @@ pub(super) struct PinNames {
 }
 
 impl PinNames {
-    /// Pure: the names for an attachment to the cgroup with this id.
-    pub(super) fn new(cgroup_id: u64, task_level: u32) -> Self {
+    /// Pure: the names for an attachment to the cgroup with this id, made in the network namespace with this cookie.
+    pub(super) fn new(cgroup_id: u64, task_level: u32, netns: u64) -> Self {
         Self {
-            ports: format!("ports-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}"),
+            ports: format!("{PORTS}-v{PORTS_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}-{netns}"),
+            // Of both builds: its programs use the maps of the one beside it.
+            listen: format!(
+                "listen-v{PORTS_VERSION}-{OBSERVE_ID}{ENFORCE_ID}-{cgroup_id}-{task_level}-{netns}"
+            ),
             devices: format!("devices-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}"),
             net: format!("net-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}"),
             exits: format!("exits-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
@@ -95,26 +107,63 @@ impl PinNames {
     /// The names for this spec, on this machine as it is now.
     pub(super) fn of(spec: &LoadSpec) -> Result<Self, BpfError> {
         let cgroup = fs::metadata(&spec.cgroup).map_err(BpfError::io("look up", &spec.cgroup))?;
-        Ok(Self::new(cgroup.ino(), spec.task_level))
-    }
-
-    /// Does a directory of this name hold maps of the same layout for the same cgroup, from another
-    /// build of the programs?
-    pub(super) fn same_state(current: &str, other: &str) -> bool {
-        let without_build = |name: &str| -> Option<(String, String)> {
-            let mut parts = name.splitn(4, '-');
-            let kind = format!("{}-{}", parts.next()?, parts.next()?);
-            let _build = parts.next()?;
-            Some((kind, parts.next()?.to_owned()))
-        };
-        current != other && !other.contains(UNFINISHED) && without_build(current) == without_build(other)
+        Ok(Self::new(cgroup.ino(), spec.task_level, host_netns()))
     }
 
     fn is_current(&self, name: &str) -> bool {
-        [&self.ports, &self.devices, &self.net, &self.exits, &self.ooms, &self.foreign]
-            .into_iter()
-            .any(|current| name == current)
+        let all =
+            [&self.ports, &self.listen, &self.devices, &self.net, &self.exits, &self.ooms, &self.foreign];
+        all.into_iter().any(|current| name == current)
     }
+}
+
+/// What the name of a directory says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PinName<'a> {
+    part: &'a str,
+    /// Of the layout.
+    pub(super) version: u32,
+    build: &'a str,
+    /// Where the programs are attached, and what else their constants say.
+    place: &'a str,
+}
+
+impl<'a> PinName<'a> {
+    /// `None` for what is not complete, and for what no agent made.
+    pub(super) fn parse(name: &'a str) -> Option<Self> {
+        if name.contains(UNFINISHED) {
+            return None;
+        }
+        let mut parts = name.splitn(4, '-');
+        let part = parts.next()?;
+        let version = parts.next()?.strip_prefix('v')?.parse().ok()?;
+        Some(Self { part, version, build: parts.next()?, place: parts.next()? })
+    }
+
+    /// Does a directory of this name have, for the same place, what `self` takes over: maps that another build of the
+    /// programs left, in a layout that this one knows?
+    pub(super) fn takes_over(&self, other: &PinName<'_>) -> bool {
+        let is_other = (self.version, self.build) != (other.version, other.build);
+        if self.part != other.part || !is_other {
+            return false;
+        }
+        if self.part != PORTS || self.version == other.version {
+            return self.version == other.version && self.place == other.place;
+        }
+        // The first layout knew no network namespaces.
+        let place = if other.version == 1 { without_last(self.place) } else { self.place };
+        (OLDEST_PORTS_VERSION..self.version).contains(&other.version) && place == other.place
+    }
+}
+
+/// What is before the last dash.
+fn without_last(place: &str) -> &str {
+    place.rsplit_once('-').map_or(place, |(rest, _)| rest)
+}
+
+/// The cookie of the network namespace in which tasks are held; 0 is all of them, on kernels that do not tell.
+pub(super) fn host_netns() -> u64 {
+    netns::cookie().unwrap_or(0)
 }
 
 /// The command that loads in a child; for [`ensure_loaded`].
@@ -140,10 +189,15 @@ pub fn ensure_loaded(spec: &LoadSpec, mut loader: Command) -> Result<Loaded, Bpf
     let ports = spec.pin_dir.join(&names.ports);
     let parts = [&names.devices, &names.net, &names.exits, &names.ooms, &names.foreign]
         .map(|name| spec.pin_dir.join(name));
+    let listen = spec.pin_dir.join(&names.listen);
+    // Few kernels have this one, so it is asked for first: not every start shall load for nothing.
+    let no_listen =
+        if listen.exists() { None } else { Some(probe_listen()).filter(|found| !found.available) };
     let fresh = !ports.exists();
-    if !fresh && parts.iter().all(|dir| dir.exists()) {
+    if !fresh && (listen.exists() || no_listen.is_some()) && parts.iter().all(|dir| dir.exists()) {
         let [devices, net, exits, ooms, foreign] = parts.map(Ok);
-        return Ok(Loaded { ports, devices, net, exits, ooms, foreign, fresh, mounted });
+        let listen = no_listen.map_or(Ok(listen), |found| Err(found.reason));
+        return Ok(Loaded { ports, listen, devices, net, exits, ooms, foreign, fresh, mounted });
     }
     let program = loader.get_program().to_string_lossy().into_owned();
     let output = loader
@@ -156,8 +210,9 @@ pub fn ensure_loaded(spec: &LoadSpec, mut loader: Command) -> Result<Loaded, Bpf
         return Err(BpfError::Loader { status: output.status, message });
     }
     let made = |dir: PathBuf| if dir.exists() { Ok(dir) } else { Err(message.clone()) };
+    let listen = made(listen);
     let [devices, net, exits, ooms, foreign] = parts.map(made);
-    Ok(Loaded { ports, devices, net, exits, ooms, foreign, fresh, mounted })
+    Ok(Loaded { ports, listen, devices, net, exits, ooms, foreign, fresh, mounted })
 }
 
 /// Takes everything away: programs are detached, maps are freed once nobody has them open.
@@ -214,6 +269,7 @@ pub(super) fn unfinished(spec: &LoadSpec, name: &str) -> PathBuf {
 /// Detaches at once, where the kernel can; unlinking alone detaches a little later.
 pub(super) fn remove_pins(dir: &Path) -> Result<(), BpfError> {
     detach(dir, &names::ENFORCE_PROGRAMS);
+    detach(dir, &names::LISTEN_PROGRAMS);
     detach(dir, &[names::DEVICE_PROGRAM]);
     ignore_missing(fs::remove_dir_all(dir)).map_err(BpfError::io("remove", dir))
 }
@@ -262,28 +318,50 @@ mod tests {
 
     #[test]
     fn names_differ_in_whatever_makes_adopting_wrong() {
-        let names = PinNames::new(7, 3);
-        assert_ne!(names.ports, PinNames::new(8, 3).ports, "cgroup");
-        assert_ne!(names.ports, PinNames::new(7, 4).ports, "level");
-        assert_ne!(names.devices, PinNames::new(8, 3).devices, "cgroup");
-        assert_ne!(names.net, PinNames::new(8, 3).net, "cgroup");
-        assert_ne!(names.exits, PinNames::new(7, 4).exits, "level");
-        assert_ne!(names.ooms, PinNames::new(7, 4).ooms, "level");
-        assert_ne!(names.foreign, PinNames::new(7, 4).foreign, "level");
+        let names = PinNames::new(7, 3, 1);
+        assert_ne!(names.ports, PinNames::new(8, 3, 1).ports, "cgroup");
+        assert_ne!(names.ports, PinNames::new(7, 4, 1).ports, "level");
+        assert_ne!(names.ports, PinNames::new(7, 3, 2).ports, "network namespace");
+        assert_ne!(names.listen, PinNames::new(8, 3, 1).listen, "cgroup");
+        assert_ne!(names.listen, PinNames::new(7, 3, 2).listen, "network namespace");
+        assert_ne!(names.devices, PinNames::new(8, 3, 1).devices, "cgroup");
+        assert_ne!(names.net, PinNames::new(8, 3, 1).net, "cgroup");
+        assert_ne!(names.exits, PinNames::new(7, 4, 1).exits, "level");
+        assert_ne!(names.ooms, PinNames::new(7, 4, 1).ooms, "level");
+        assert_ne!(names.foreign, PinNames::new(7, 4, 1).foreign, "level");
         let all = [&names.ports, &names.devices, &names.net, &names.exits, &names.ooms, &names.foreign];
         assert!(!all.iter().any(|name| name.contains('.')), "reserved by bpffs");
     }
 
     #[test]
-    fn state_is_taken_over_from_another_build_only() {
-        let name = "ports-v1-aaaa-7-3";
-        assert!(PinNames::same_state(name, "ports-v1-bbbb-7-3"));
-        for other in ["ports-v1-aaaa-7-3", "ports-v2-bbbb-7-3", "ports-v1-bbbb-8-3", "ports-v1-bbbb-7-4"] {
-            assert!(!PinNames::same_state(name, other), "{other}");
+    fn state_is_taken_over_from_other_builds_and_known_layouts() {
+        let takes_over = |current: &str, other: &str| {
+            let current = PinName::parse(current).unwrap();
+            PinName::parse(other).is_some_and(|other| current.takes_over(&other))
+        };
+        let name = "ports-v2-aaaa-7-3-9";
+        for other in ["ports-v2-bbbb-7-3-9", "ports-v1-bbbb-7-3", "ports-v1-aaaa-7-3"] {
+            assert!(takes_over(name, other), "{other}");
         }
-        for other in ["exits-v1-bbbb-3", "ports-v1-bbbb-7-3-new-99", "ports", ""] {
-            assert!(!PinNames::same_state(name, other), "{other}");
+        for other in [
+            "ports-v2-aaaa-7-3-9",
+            "ports-v3-bbbb-7-3-9",
+            "ports-v0-bbbb-7-3",
+            "ports-v2-bbbb-8-3-9",
+            "ports-v2-bbbb-7-4-9",
+            "ports-v2-bbbb-7-3-8",
+            "ports-v1-bbbb-8-3",
+            "exits-v2-bbbb-7-3-9",
+            "ports-v2-bbbb-7-3-9-new-99",
+            "ports-v2-bbbb",
+            "ports-2-bbbb-7-3-9",
+            "ports",
+            "",
+        ] {
+            assert!(!takes_over(name, other), "{other}");
         }
+        assert!(takes_over("devices-v1-aaaa-7-3", "devices-v1-bbbb-7-3"));
+        assert!(!takes_over("devices-v2-aaaa-7-3", "devices-v1-bbbb-7-3"), "nobody converts these");
     }
 
     #[test]

@@ -3,19 +3,37 @@
 use std::{collections::BTreeMap, path::Path};
 
 use bulkhead_abi::{
-    Denial, DenialKey, GrantIndex, PORTS_PER_WORD, PortUse, PortWordKey, Protocol, TaskCounters, names,
+    Denial, DenialKey, INDEX_WORDS, PORTS_PER_WORD, PortWord, PortWordKey, Protocol, TaskCounters, TaskPorts,
+    names, port_choice,
 };
-use bulkhead_proto::resources::PortSet;
+use bulkhead_proto::resources::{PortNumbers, PortSet};
 
 use super::{BpfError, table::Table};
+
+/// What a task may do with ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortGrant {
+    /// May be bound.
+    pub ports: PortSet,
+    /// What the kernel may choose: bits of [`port_choice`].
+    pub choice: u32,
+    /// Sockets besides the usual ones: bits of [`bulkhead_abi::socket_kind`].
+    pub sockets: u32,
+}
+
+/// These ports, and the default policy.
+impl From<PortSet> for PortGrant {
+    fn from(ports: PortSet) -> Self {
+        Self { ports, choice: port_choice::DEFAULT, sockets: 0 }
+    }
+}
 
 /// What each task may bind. Keyed by the id of the task's cgroup, which is never used again for another.
 ///
 /// A task that was never granted anything may bind nothing.
 pub struct PortRules {
-    index: Table<u64, GrantIndex>,
-    grants: Table<PortWordKey, u64>,
-    usage: Table<PortWordKey, PortUse>,
+    tasks: Table<u64, TaskPorts>,
+    ports: Table<PortWordKey, PortWord>,
     counters: Table<u64, TaskCounters>,
     denials: Table<DenialKey, Denial>,
 }
@@ -27,40 +45,40 @@ impl PortRules {
     /// A map that is not pinned there, or not readable.
     pub fn open(dir: &Path) -> Result<Self, BpfError> {
         Ok(Self {
-            index: Table::open(dir, names::GRANT_INDEX)?,
-            grants: Table::open(dir, names::GRANTS)?,
-            usage: Table::open(dir, names::PORT_USE)?,
+            tasks: Table::open(dir, names::TASK_PORTS)?,
+            ports: Table::open(dir, names::PORTS)?,
             counters: Table::open(dir, names::COUNTERS)?,
             denials: Table::open(dir, names::DENIALS)?,
         })
     }
 
-    /// Grants exactly these ports, for TCP and UDP. Ports of an earlier grant that are not among them
-    /// are taken back: sockets that are bound to them stay so. Counts and what is in use are kept.
+    /// Grants exactly this. Ports of an earlier grant that are not among it are taken back: sockets that are bound to
+    /// them stay so. Counts and what is in use are kept.
     ///
     /// # Errors
-    /// [`BpfError::Full`] or the kernel's answer; then some of the ports may be granted, until
+    /// [`BpfError::Full`] or the kernel's answer; then some of it may be granted, until
     /// [`revoke`](Self::revoke).
-    pub fn grant(&self, cgroup_id: u64, ports: &PortSet) -> Result<(), BpfError> {
-        let new = words(ports);
-        let new_index = index_of(&new);
-        let old_index = self.index.get(&cgroup_id)?.unwrap_or(GrantIndex::EMPTY);
+    pub fn grant(&self, cgroup_id: u64, grant: &PortGrant) -> Result<(), BpfError> {
+        let new = [words(grant.ports.tcp()), words(grant.ports.udp())];
+        let old = self.tasks.get(&cgroup_id)?;
+        let old_index = old.unwrap_or(TaskPorts::EMPTY).words;
+        let task = task_of(&new, grant);
         self.counters.make(cgroup_id, TaskCounters::default())?;
         // Whatever happens in between, the index names every word there is, so that none is forgotten.
-        self.index.set(cgroup_id, union(&old_index, &new_index))?;
-        for protocol in Protocol::ALL {
-            for (&word, &bits) in &new {
-                let key = word_key(cgroup_id, protocol, word);
-                self.usage.make(key, PortUse::UNUSED)?;
-                if self.grants.get(&key)? != Some(bits) {
-                    self.grants.set(key, bits)?;
-                }
+        let words = union(&old_index, &task.words);
+        if old.is_none_or(|old| old.words != words) {
+            self.tasks.set(cgroup_id, TaskPorts { words, round: round_of(&words), ..task })?;
+        }
+        for (protocol, words) in Protocol::ALL.into_iter().zip(&new) {
+            for (&word, &granted) in words {
+                self.grant_word(word_key(cgroup_id, protocol, word), granted)?;
             }
         }
-        for key in keys(cgroup_id, &old_index).filter(|key| !new.contains_key(&key.word)) {
-            self.delete_word(&key)?;
+        let gone = |key: &PortWordKey| !new[key.protocol as usize].contains_key(&key.word);
+        for key in keys(cgroup_id, &old_index).filter(gone) {
+            self.ports.delete(&key)?;
         }
-        self.index.set(cgroup_id, new_index)
+        self.tasks.set(cgroup_id, task)
     }
 
     /// Takes everything back, and forgets the denials. Harmless for a task that is not known.
@@ -68,9 +86,9 @@ impl PortRules {
     /// # Errors
     /// The kernel's answer; calling again goes on where it stopped.
     pub fn revoke(&self, cgroup_id: u64) -> Result<(), BpfError> {
-        if let Some(index) = self.index.get(&cgroup_id)? {
-            for key in keys(cgroup_id, &index) {
-                self.delete_word(&key)?;
+        if let Some(task) = self.tasks.get(&cgroup_id)? {
+            for key in keys(cgroup_id, &task.words) {
+                self.ports.delete(&key)?;
             }
         }
         // Going through all denials takes a system call for each: not for a task that is known to have none.
@@ -80,10 +98,10 @@ impl PortRules {
             }
         }
         self.counters.delete(&cgroup_id)?;
-        self.index.delete(&cgroup_id)
+        self.tasks.delete(&cgroup_id)
     }
 
-    /// How many binds were denied to this task since it was first granted something. Exact.
+    /// How many calls were denied to this task since it was first granted something. Exact.
     ///
     /// # Errors
     /// The kernel's answer.
@@ -98,18 +116,23 @@ impl PortRules {
     /// The kernel's answer.
     pub fn denials(&self, cgroup_id: u64) -> Result<Vec<(DenialKey, Denial)>, BpfError> {
         let mut found = self.denials.select(|key| key.cgroup_id == cgroup_id)?;
-        found.sort_by_key(|(key, _)| (key.protocol, key.ip_version, key.other, key.port));
+        found.sort_by_key(|(key, _)| (key.protocol, key.ip_version, key.call, key.port));
         Ok(found)
     }
 
-    fn delete_word(&self, key: &PortWordKey) -> Result<(), BpfError> {
-        self.grants.delete(key)?;
-        self.usage.delete(key)
+    /// Hints that programs write between the read and the write are lost: one port is then chosen later than it
+    /// could be, or tried in vain.
+    fn grant_word(&self, key: PortWordKey, granted: u64) -> Result<(), BpfError> {
+        match self.ports.get(&key)? {
+            None => self.ports.make(key, PortWord { granted, ..PortWord::default() }),
+            Some(word) if word.granted == granted => Ok(()),
+            Some(word) => self.ports.set(key, PortWord { granted, ..word }),
+        }
     }
 }
 
-/// The ports as words of 64 bits; words without a port are left out.
-fn words(ports: &PortSet) -> BTreeMap<u32, u64> {
+/// The numbers as words of 64 bits; words without a port are left out.
+fn words(ports: &PortNumbers) -> BTreeMap<u32, u64> {
     let mut words = BTreeMap::new();
     for port in ports.iter().map(u32::from) {
         *words.entry(port / PORTS_PER_WORD).or_insert(0) |= 1 << (port % PORTS_PER_WORD);
@@ -117,29 +140,38 @@ fn words(ports: &PortSet) -> BTreeMap<u32, u64> {
     words
 }
 
-/// The index that names these words, for both protocols.
-fn index_of(words: &BTreeMap<u32, u64>) -> GrantIndex {
-    let mut index = GrantIndex::EMPTY;
-    for &word in words.keys() {
-        for protocol in &mut index.words {
-            protocol[word as usize / 64] |= 1 << (word % 64);
+type Index = [[u64; INDEX_WORDS]; 2];
+
+/// The task's value, whose index names these words.
+fn task_of(words: &[BTreeMap<u32, u64>; 2], grant: &PortGrant) -> TaskPorts {
+    let mut index = TaskPorts::EMPTY.words;
+    for (index, words) in index.iter_mut().zip(words) {
+        for &word in words.keys() {
+            index[word as usize / 64] |= 1 << (word % 64);
         }
     }
-    index
+    TaskPorts { words: index, round: round_of(&index), choice: grant.choice, sockets: grant.sockets }
 }
 
-fn union(a: &GrantIndex, b: &GrantIndex) -> GrantIndex {
+/// Steps of a search that goes round the words of an index once, from anywhere: each word, the empty stretches between
+/// them, and the rest of the word that it began in.
+pub(super) fn round_of(index: &Index) -> [u32; 2] {
+    let stretches = u32::try_from(INDEX_WORDS).unwrap_or(u32::MAX);
+    index.map(|words| words.iter().map(|bits| bits.count_ones()).sum::<u32>() + stretches + 1)
+}
+
+fn union(a: &Index, b: &Index) -> Index {
     let mut both = *a;
-    for (to, from) in both.words.as_flattened_mut().iter_mut().zip(b.words.as_flattened()) {
+    for (to, from) in both.as_flattened_mut().iter_mut().zip(b.as_flattened()) {
         *to |= from;
     }
     both
 }
 
 /// The words that an index names.
-fn keys(cgroup_id: u64, index: &GrantIndex) -> impl Iterator<Item = PortWordKey> + use<'_> {
+fn keys(cgroup_id: u64, index: &Index) -> impl Iterator<Item = PortWordKey> + use<'_> {
     Protocol::ALL.into_iter().flat_map(move |protocol| {
-        let bits = &index.words[protocol as usize];
+        let bits = &index[protocol as usize];
         (0..65_536 / PORTS_PER_WORD)
             .filter(move |word| bits[*word as usize / 64] >> (word % 64) & 1 == 1)
             .map(move |word| word_key(cgroup_id, protocol, word))
@@ -158,7 +190,7 @@ mod tests {
     proptest! {
         #[test]
         fn words_hold_exactly_the_ports(ports in prop::collection::btree_set(1u16.., 0..300)) {
-            let words = words(&PortSet::from_ports(ports.iter().copied()));
+            let words = words(&ports.iter().copied().collect());
             let back: Vec<u16> = (0..=u16::MAX)
                 .filter(|&p| words.get(&(u32::from(p) / 64)).is_some_and(|w| w >> (p % 64) & 1 == 1))
                 .collect();
@@ -167,20 +199,26 @@ mod tests {
         }
 
         #[test]
-        fn the_index_names_exactly_the_words(ports in prop::collection::btree_set(1u16.., 0..300)) {
-            let words = words(&PortSet::from_ports(ports));
-            let index = index_of(&words);
+        fn the_index_names_exactly_the_words(
+            tcp in prop::collection::btree_set(1u16.., 0..300),
+            udp in prop::collection::btree_set(1u16.., 0..300),
+        ) {
+            let words = [words(&tcp.into_iter().collect()), words(&udp.into_iter().collect())];
+            let task = task_of(&words, &PortGrant::from(PortSet::default()));
             for protocol in Protocol::ALL {
                 let named: Vec<_> =
-                    keys(9, &index).filter(|k| k.protocol == protocol as u32).map(|k| k.word).collect();
-                prop_assert_eq!(named, words.keys().copied().collect::<Vec<_>>());
+                    keys(9, &task.words).filter(|k| k.protocol == protocol as u32).map(|k| k.word).collect();
+                prop_assert_eq!(named, words[protocol as usize].keys().copied().collect::<Vec<_>>());
             }
         }
     }
 
     #[test]
     fn a_union_names_the_words_of_both() {
-        let of = |text: &str| index_of(&words(&text.parse().unwrap()));
-        assert_eq!(union(&of("80,8080"), &of("80,65535")), of("80,8080,65535"));
+        let of = |text: &str| {
+            let ports: PortSet = text.parse().unwrap();
+            task_of(&[words(ports.tcp()), words(ports.udp())], &PortGrant::from(ports)).words
+        };
+        assert_eq!(union(&of("80,8080/tcp"), &of("80,65535/udp")), of("80,8080/tcp,65535/udp"));
     }
 }

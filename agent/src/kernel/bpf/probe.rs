@@ -8,6 +8,8 @@ use aya::{
     sys::{is_map_supported, is_program_supported},
 };
 
+use super::lsm;
+
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 /// The inode of the initial PID namespace, the same on every machine.
 const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
@@ -34,6 +36,15 @@ pub fn probe_ports() -> Support {
         .and_then(|()| program(ProgramType::CgroupSock, "CONFIG_CGROUP_BPF, kernel 4.10"))
         .and_then(|()| map(MapType::LruHash, "kernel 4.10"))
         .and_then(|()| map(MapType::RingBuf, "kernel 5.8"))
+        .into()
+}
+
+/// Whether listen() without bind, and packet sockets, can be refused. The last word has the load itself.
+pub fn probe_listen() -> Support {
+    has_bpffs()
+        .and_then(|()| lsm::active())
+        .and_then(|()| program(ProgramType::Lsm, "CONFIG_BPF_LSM, kernel 6.0 for cgroups"))
+        .and_then(|()| has_btf())
         .into()
 }
 
@@ -67,14 +78,18 @@ pub fn probe_ooms() -> Support {
 
 /// What programs of `observe` need: type information, and process ids that mean the same to them and the agent.
 fn observable(needs: &str, kind: ProgramType) -> Result<(), String> {
-    has_bpffs().and_then(|()| program(kind, needs)).and_then(|()| match Path::new(BTF).exists() {
-        true => Ok(()),
-        false => Err(format!("no {BTF}: the kernel needs CONFIG_DEBUG_INFO_BTF")),
-    })?;
+    has_bpffs().and_then(|()| program(kind, needs)).and_then(|()| has_btf())?;
     match fs::metadata("/proc/self/ns/pid").map(|ns| ns.ino()) {
         Ok(INITIAL_PID_NAMESPACE) => Ok(()),
         Ok(_) => Err("the agent is in a PID namespace of its own: run it in the host's".into()),
         Err(e) => Err(format!("look up /proc/self/ns/pid: {e}")),
+    }
+}
+
+fn has_btf() -> Result<(), String> {
+    match Path::new(BTF).exists() {
+        true => Ok(()),
+        false => Err(format!("no {BTF}: the kernel needs CONFIG_DEBUG_INFO_BTF")),
     }
 }
 

@@ -128,9 +128,10 @@ enum Move {
 
 fn any_grant() -> impl Strategy<Value = Grant> {
     let class = prop_oneof![Just(Class::Guaranteed), Just(Class::Revocable)];
-    (class, 0..5000u64, 0..5 * GIB, 30_998..31_012u16, 0..4u16).prop_map(|(class, cpu, mem, first, more)| {
-        grant(class, cpu, mem, &format!("{first}-{}", first + more))
-    })
+    let protocol = prop_oneof![Just(""), Just("/tcp"), Just("/udp")];
+    let ports = (30_998..31_012u16, 0..4u16, protocol)
+        .prop_map(|(first, more, protocol)| format!("{first}-{}{protocol}", first + more));
+    (class, 0..5000u64, 0..5 * GIB, ports).prop_map(|(class, cpu, mem, ports)| grant(class, cpu, mem, &ports))
 }
 
 fn any_move() -> impl Strategy<Value = Move> {
@@ -163,7 +164,7 @@ proptest! {
             prop_assert_eq!(reserve.cpu_milli + allocated.cpu_milli + free.cpu_milli, capacity.cpu_milli);
             prop_assert_eq!(reserve.mem_bytes + allocated.mem_bytes + free.mem_bytes, capacity.mem_bytes);
             let sets = [&reserve, &allocated, &free].map(|r| r.port_set().unwrap());
-            prop_assert_eq!(sets.iter().map(PortSet::len).sum::<usize>(), capacity.port_set().unwrap().len());
+            prop_assert_eq!(sets.iter().map(PortSet::len_by_protocol).sum::<usize>(), capacity.port_set().unwrap().len_by_protocol());
             prop_assert_eq!(&reserve.plus(&allocated).plus(&free), &capacity);
             prop_assert!(allocated.cpu_milli <= 3500 && allocated.mem_bytes <= 3 * GIB);
         }

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use bulkhead_proto::v1::{Device, Grant, Resources};
+use bulkhead_proto::v1::{Device, Grant, PortChoice, Resources, SocketKind};
 use clap::Args;
 
 use crate::quantity::{parse_cpus, parse_duration, parse_size};
 
 /// What is not given stays as it is: nothing in a new grant, the present value in a resize.
 #[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "CPU, memory, disk and devices")]
+#[command(next_help_heading = "CPU, memory, disk, devices and network")]
 pub(crate) struct GrantArgs {
     /// Let the task use idle CPU beyond its grant
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -83,6 +83,58 @@ pub(crate) struct GrantArgs {
     /// A device besides the harmless ones: /dev/fuse or /dev/fuse:r, of r, w and m
     #[arg(long, value_name = "PATH[:ACCESS]", value_parser = parse_device)]
     device: Vec<Device>,
+
+    /// What a port may be that the kernel chooses; clients-ephemeral unless given
+    #[arg(long, value_enum, value_name = "POLICY")]
+    port_choice: Option<Choice>,
+    /// A kind of socket besides TCP and UDP, where the agent allows it
+    #[arg(long, value_enum, value_name = "KIND")]
+    socket: Vec<Socket>,
+}
+
+/// As [`PortChoice`].
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Choice {
+    /// bind() to port 0 takes a granted port, clients an ephemeral one
+    ClientsEphemeral,
+    /// Granted ports alone, for clients too
+    Granted,
+    /// Ephemeral ports
+    Ephemeral,
+    /// None: the task binds granted ports by number
+    None,
+}
+
+/// As [`SocketKind`].
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Socket {
+    /// Raw IP
+    Raw,
+    /// SCTP
+    Sctp,
+    /// Whole frames
+    Packet,
+}
+
+impl From<Choice> for PortChoice {
+    fn from(choice: Choice) -> Self {
+        match choice {
+            Choice::ClientsEphemeral => Self::ClientsEphemeral,
+            Choice::Granted => Self::Granted,
+            Choice::Ephemeral => Self::Ephemeral,
+            Choice::None => Self::None,
+        }
+    }
+}
+
+impl From<Socket> for SocketKind {
+    fn from(socket: Socket) -> Self {
+        match socket {
+            Socket::Raw => Self::Raw,
+            Socket::Sctp => Self::Sctp,
+            Socket::Packet => Self::Packet,
+        }
+    }
 }
 
 impl GrantArgs {
@@ -125,6 +177,13 @@ impl GrantArgs {
         set(&mut disk.output_bytes, self.output);
         set(&mut disk.io_weight, self.io_weight);
         grant.disk = Some(disk).filter(|options| *options != Default::default());
+
+        let mut net = grant.net.take().unwrap_or_default();
+        set(&mut net.port_choice, self.port_choice.map(|choice| PortChoice::from(choice).into()));
+        if !self.socket.is_empty() {
+            net.sockets = self.socket.iter().map(|&kind| SocketKind::from(kind).into()).collect();
+        }
+        grant.net = Some(net).filter(|options| *options != Default::default());
     }
 }
 
@@ -187,6 +246,17 @@ mod tests {
         args(&["--disk", "1GiB", "--disk-read", "10MB", "--disk-write-iops", "50"]).amounts(&mut amounts);
         let got = (amounts.disk_bytes, amounts.disk_read_bytes_per_sec, amounts.disk_write_ops_per_sec);
         assert_eq!(got, (1 << 30, 10_000_000, 50));
+    }
+
+    #[test]
+    fn policies_and_sockets_are_named() {
+        let mut grant = Grant::default();
+        args(&["--port-choice", "granted", "--socket", "raw", "--socket", "sctp"]).options(&mut grant);
+        let net = grant.net.clone().unwrap();
+        assert_eq!((net.port_choice(), net.sockets), (PortChoice::Granted, vec![1, 2]));
+        args(&["--port-choice", "none"]).options(&mut grant);
+        let net = grant.net.unwrap();
+        assert_eq!((net.port_choice(), net.sockets.len()), (PortChoice::None, 2), "what is not given stays");
     }
 
     #[test]

@@ -141,7 +141,7 @@ impl Need {
 /// The variables that tell a task its ports one by one; none where it has none. The agent adds
 /// BULKHEAD_PORTS, the same as ranges.
 fn port_env(ports: &PortSet) -> BTreeMap<String, String> {
-    let all: Vec<String> = ports.iter().map(|p| p.to_string()).collect();
+    let all: Vec<String> = ports.numbers().iter().map(|p| p.to_string()).collect();
     let mut env = BTreeMap::new();
     if let Some(first) = all.first() {
         env.insert("PORT".to_owned(), first.clone());
@@ -190,7 +190,10 @@ pub(crate) mod tests {
             resources: Some(Resources {
                 cpu_milli,
                 mem_bytes: mem_mib << 20,
-                ports: ports.iter().map(|&(first, last)| PortRange { first, last }).collect(),
+                ports: ports
+                    .iter()
+                    .map(|&(first, last)| PortRange { first, last, ..PortRange::default() })
+                    .collect(),
                 ..Resources::default()
             }),
             ..Offer::default()
@@ -222,7 +225,10 @@ pub(crate) mod tests {
     #[test]
     fn the_minimum_has_named_ports_only() {
         assert!(need(&["--ports", "3"]).minimum().ports.is_empty());
-        assert_eq!(need(&["--ports", "8080"]).minimum().ports, vec![PortRange { first: 8080, last: 8080 }]);
+        assert_eq!(
+            need(&["--ports", "8080"]).minimum().ports,
+            vec![PortRange { first: 8080, last: 8080, ..PortRange::default() }]
+        );
     }
 
     #[test]

@@ -173,8 +173,10 @@ mod tests {
     fn ports_count_where_they_are_asked_for() {
         let mut entry = agent(true, (4000, 8192), (1000, 512));
         let report = entry.report.as_mut().unwrap();
-        report.capacity.as_mut().unwrap().ports = vec![PortRange { first: 31_000, last: 31_009 }];
-        report.free.as_mut().unwrap().ports = vec![PortRange { first: 31_005, last: 31_009 }];
+        report.capacity.as_mut().unwrap().ports =
+            vec![PortRange { first: 31_000, last: 31_009, ..PortRange::default() }];
+        report.free.as_mut().unwrap().ports =
+            vec![PortRange { first: 31_005, last: 31_009, ..PortRange::default() }];
         let agents = [entry];
         let words = |ports: &str| instead(&need(&["--ports", ports]), &Tally::default(), Some(&agents));
         assert_eq!(words("8080"), "; no agent has port 8080 to offer");

@@ -152,7 +152,7 @@ pub(crate) fn offer(id: &str, api_address: &str, cpu_milli: u64, mem_mib: u64) -
         resources: Some(Resources {
             cpu_milli,
             mem_bytes: mem_mib << 20,
-            ports: vec![PortRange { first: 31_000, last: 31_009 }],
+            ports: vec![PortRange { first: 31_000, last: 31_009, ..PortRange::default() }],
             ..Resources::default()
         }),
         ..Offer::default()

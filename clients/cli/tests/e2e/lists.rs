@@ -15,7 +15,7 @@ pub(crate) fn task(id: &str, name: &str, agent_id: &str, status: TaskStatus) -> 
     let resources = Resources {
         cpu_milli: 500,
         mem_bytes: 128 << 20,
-        ports: vec![PortRange { first: 31_000, last: 31_001 }],
+        ports: vec![PortRange { first: 31_000, last: 31_001, ..PortRange::default() }],
         ..Resources::default()
     };
     let grant =

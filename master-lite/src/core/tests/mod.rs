@@ -284,7 +284,7 @@ fn resources(cpu_milli: u64, mem_bytes: u64) -> Resources {
 }
 
 fn ports(first: u32, last: u32) -> Vec<PortRange> {
-    vec![PortRange { first, last }]
+    vec![PortRange { first, last, ..PortRange::default() }]
 }
 
 fn measured(capacity: Resources, sequence: u64) -> ResourceReport {

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bulkhead_proto::v1::{
-    Detach, ResizeTask, ResizeTaskRequest, Resized, Revive, StopTaskRequest, Subscribe, Teardown,
+use bulkhead_proto::{
+    resources::PortSet,
+    v1::{Detach, ResizeTask, ResizeTaskRequest, Resized, Revive, StopTaskRequest, Subscribe, Teardown},
 };
 use proptest::prelude::*;
 
@@ -18,8 +19,10 @@ fn amount() -> impl Strategy<Value = u64> {
 }
 
 fn any_ports() -> impl Strategy<Value = Vec<PortRange>> {
-    let range = prop_oneof![40 => (1u32..40, 0u32..4), 1 => (0u32..70_000, 0u32..70_000)];
-    prop::collection::vec(range.prop_map(|(first, n)| PortRange { first, last: first + n }), 0..3)
+    let numbers = prop_oneof![40 => (1u32..40, 0u32..4), 1 => (0u32..70_000, 0u32..70_000)];
+    let protocol = prop_oneof![20 => 0i32..3, 1 => Just(7)];
+    let range = |((first, n), protocol)| PortRange { first, last: first + n, protocol };
+    prop::collection::vec((numbers, protocol).prop_map(range), 0..3)
 }
 
 fn any_resources() -> impl Strategy<Value = Resources> {
@@ -326,16 +329,18 @@ fn check(core: &Core) {
         let lent = [&parts.granted, &parts.offered, &parts.free].map(|s| u128::from(s.revocable_cpu_milli));
         assert_eq!(lent.iter().sum::<u128>(), u128::from(parts.capacity.revocable_cpu_milli), "{agent}");
         let counted: usize = [&parts.granted.pool, &parts.offered.pool, &parts.reserve, &parts.free.pool]
-            .map(|r| r.port_set().unwrap().len())
+            .map(|r| r.port_set().unwrap().len_by_protocol())
             .iter()
             .sum();
-        assert_eq!(counted, parts.capacity.pool.port_set().unwrap().len(), "{agent}: a port is in two parts");
+        let capacity = parts.capacity.pool.port_set().unwrap();
+        assert_eq!(counted, capacity.len_by_protocol(), "{agent}: a port is in two parts");
         assert_eq!(book.recount(), (parts.granted, parts.offered), "{agent}: sums drifted");
-        let mut seen = BTreeSet::new();
+        let mut seen = PortSet::default();
         for held in book.holdings() {
-            for port in held.resources.port_set().unwrap().iter() {
-                assert!(seen.insert(port), "{agent}: port {port} is held twice");
-            }
+            let ports = held.resources.port_set().unwrap();
+            let twice = seen.intersection(&ports);
+            assert!(twice.is_empty(), "{agent}: ports {twice} are held twice");
+            seen = seen.union(&ports);
         }
         let connected = core.inventory.session_of(agent).is_some();
         assert!(connected || core.offers.of_agent(agent).next().is_none(), "{agent} is away and offered");

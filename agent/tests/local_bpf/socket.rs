@@ -1,0 +1,88 @@
+//! Sockets by short names.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
+    os::fd::OwnedFd,
+};
+
+use nix::{
+    errno::Errno,
+    sched::{CloneFlags, unshare},
+    sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrLike, SockaddrStorage,
+        getsockname, setsockopt, socket, sockopt,
+    },
+};
+
+/// `tcp4`, `udp4`, `tcp6`, `udp6` on loopback; with `m` behind a 6 an IPv4 address mapped into IPv6, with `d` every address
+/// of both families; with `r` at the end SO_REUSEADDR is set.
+#[derive(Clone, Copy)]
+pub(crate) struct Kind {
+    tcp: bool,
+    v4: bool,
+    mapped: bool,
+    dual: bool,
+    reuse_address: bool,
+}
+
+impl Kind {
+    pub(crate) fn of(name: &str) -> Self {
+        let has = |c| name[3..].contains(c);
+        Self {
+            tcp: name.starts_with("tcp"),
+            v4: has('4'),
+            mapped: has('m'),
+            dual: has('d'),
+            reuse_address: has('r'),
+        }
+    }
+
+    pub(crate) fn socket(self) -> Result<OwnedFd, Errno> {
+        let family = if self.v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let kind = if self.tcp { SockType::Stream } else { SockType::Datagram };
+        let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+        if self.tcp {
+            setsockopt(&fd, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
+        }
+        if self.reuse_address {
+            setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+        }
+        Ok(fd)
+    }
+
+    pub(crate) fn address(self, port: u16) -> Box<dyn SockaddrLike> {
+        let v6 = |ip| Box::new(SockaddrIn6::from(SocketAddrV6::new(ip, port, 0, 0)));
+        match self {
+            Self { v4: true, .. } => Box::new(SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))),
+            Self { mapped: true, .. } => v6(Ipv4Addr::LOCALHOST.to_ipv6_mapped()),
+            Self { dual: true, .. } => v6(Ipv6Addr::UNSPECIFIED),
+            _ => v6(Ipv6Addr::LOCALHOST),
+        }
+    }
+}
+
+/// The port that a socket has, 0 for none.
+pub(crate) fn port_of(fd: i32) -> u16 {
+    let name: SockaddrStorage = getsockname(fd).unwrap();
+    let (v4, v6) = (name.as_sockaddr_in(), name.as_sockaddr_in6());
+    v4.map(SockaddrIn::port).or_else(|| v6.map(SockaddrIn6::port)).unwrap()
+}
+
+pub(crate) fn reuse_port(fd: &OwnedFd) -> Result<(), Errno> {
+    setsockopt(fd, sockopt::ReusePort, &true)
+}
+
+/// Of any family, type and protocol, by their numbers.
+pub(crate) fn other_socket(family: i32, kind: i32, protocol: i32) -> Result<OwnedFd, Errno> {
+    let made = socket2::Socket::new(family.into(), kind.into(), Some(protocol.into()));
+    made.map(Into::into).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
+}
+
+/// Moves this thread into a network namespace of its own, and turns its loopback interface on.
+pub(crate) fn unshare_net() -> Result<(), Errno> {
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    let status = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    let failed = |e: io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
+    if status.map_err(failed)?.success() { Ok(()) } else { Err(Errno::EIO) }
+}
