@@ -192,7 +192,7 @@ pub(crate) struct RunArgs {
     /// Memory to be granted: 64MiB, 1.5GiB
     #[arg(long, help_heading = "Grant", value_name = "SIZE", default_value = "128MiB", value_parser = parse_mem, allow_negative_numbers = true)]
     pub(crate) mem: u64,
-    /// How many ports (up to 100), or which: 8080 or 31000-31002,8080
+    /// How many ports (up to 100), or which: 8080 or 31000-31002,53/udp
     #[arg(long, help_heading = "Grant", value_name = "COUNT|LIST", value_parser = parse_ports, allow_negative_numbers = true)]
     pub(crate) ports: Option<PortsWanted>,
     /// How firmly: held until the task ends, or measured slack that may be taken back

@@ -4,7 +4,7 @@ use std::{error::Error, fs, os::unix::fs::MetadataExt as _, path::Path};
 
 use aya::{
     maps::MapType,
-    programs::ProgramType,
+    programs::{LsmAttachType, ProgramType},
     sys::{is_map_supported, is_program_supported},
 };
 
@@ -43,7 +43,9 @@ pub fn probe_ports() -> Support {
 pub fn probe_listen() -> Support {
     has_bpffs()
         .and_then(|()| lsm::active())
-        .and_then(|()| program(ProgramType::Lsm, "CONFIG_BPF_LSM, kernel 6.0 for cgroups"))
+        .and_then(|()| {
+            program(ProgramType::Lsm(LsmAttachType::Cgroup), "CONFIG_BPF_LSM, kernel 6.0 for cgroups")
+        })
         .and_then(|()| has_btf())
         .into()
 }
