@@ -6,7 +6,7 @@ use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode
 
 use anyhow::{Context as _, Result, bail};
 use bulkhead_agent::{
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, NetQdisc},
     kernel::{bpf, probe::Features},
     node,
 };
@@ -135,10 +135,23 @@ struct Settings {
     /// Offer this much of what the disk was measured to do [default: 40]
     #[arg(long, value_name = "PERCENT", global = true)]
     disk_offer_percent: Option<u32>,
+    /// Interface of the link whose bandwidth is offered [default: the one that leads outside]
+    #[arg(long, value_name = "NAME", env = "BULKHEAD_AGENT_NET_INTERFACE", global = true)]
+    net_interface: Option<String>,
+    /// Speed of that link, such as 10Gbit [default: what its driver says]
+    #[arg(long, value_name = "RATE", env = "BULKHEAD_AGENT_NET_BANDWIDTH", global = true)]
+    net_bandwidth: Option<String>,
+    /// Offer this much of the link's speed [default: 90]
+    #[arg(long, value_name = "PERCENT", global = true)]
+    net_offer_percent: Option<u32>,
+    /// Put fq in the place of that interface's default queueing discipline, so that packets can wait their turn, or leave
+    /// it [default: install]
+    #[arg(long, value_name = "WHAT", global = true)]
+    net_qdisc: Option<NetQdisc>,
     /// Hold back what everything that is not a task is measured to use [default: true]
     #[arg(long, value_name = "BOOL", global = true)]
     measure_strangers: Option<bool>,
-    /// Offer these kinds (cpu,mem,pids,ports,disk,disk_io) even where this kernel cannot enforce them
+    /// Offer these kinds (cpu,mem,pids,ports,disk,disk_io,net) even where this kernel cannot enforce them
     #[arg(long, value_name = "KINDS", value_delimiter = ',', global = true)]
     allow_unenforced: Vec<String>,
     /// Whom tasks run as that name no user [default: nobody]
@@ -198,6 +211,10 @@ impl Settings {
             reserve_disk,
             disk_model,
             disk_offer_percent,
+            net_interface,
+            net_bandwidth,
+            net_offer_percent,
+            net_qdisc,
             measure_strangers,
             task_user,
             default_profile

@@ -10,7 +10,11 @@ use std::{
 };
 
 use bulkhead_image::Credentials;
-use bulkhead_proto::{resources::PortSet, v1::SocketKind};
+use bulkhead_proto::{
+    rate::{RateError, parse_bits_per_sec},
+    resources::PortSet,
+    v1::SocketKind,
+};
 use bulkhead_stage::StageConfig;
 use bytesize::ByteSize;
 use serde::Deserialize;
@@ -63,6 +67,17 @@ pub struct Config {
     /// Of what the disk was measured to do, this much is offered. Bytes and operations are two sides of the same time,
     /// so 40 % of all four kinds together are 80 % of the disk's time.
     pub disk_offer_percent: u32,
+    /// Interface of the link whose bandwidth is offered; empty is the one that leads outside.
+    pub net_interface: String,
+    /// Speed of that link in each direction, such as `10Gbit`; empty is what its driver says. Virtual cards do not say.
+    pub net_bandwidth: String,
+    /// Of the link's speed, this much is offered. The rest is for what is around each frame (24 bytes, 1.6 % of long ones) and
+    /// for what the system itself has to say.
+    pub net_offer_percent: u32,
+    /// May the agent put fq in the place of the kernel's default queueing discipline on that interface (`install`), or
+    /// not (`leave`)? Only fq lets packets wait until it is their turn; without it they are dropped. What somebody else
+    /// put there is always left.
+    pub net_qdisc: NetQdisc,
     /// Also hold back what everything that is not a task is measured to use. Off, only the reserve is.
     pub measure_strangers: bool,
     /// Kinds ([`KINDS`]) that are offered although this kernel cannot enforce them.
@@ -152,6 +167,10 @@ impl Default for Config {
             disk_projects: "16777216-33554431".into(),
             disk_model: PathBuf::new(),
             disk_offer_percent: 40,
+            net_interface: String::new(),
+            net_bandwidth: String::new(),
+            net_offer_percent: 90,
+            net_qdisc: NetQdisc::Install,
             measure_strangers: true,
             allow_unenforced: Vec::new(),
             keep_system_off_exclusive_cores: true,
@@ -188,6 +207,17 @@ impl Default for Config {
     }
 }
 
+/// What the agent does to the queueing discipline of the link's interface.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum NetQdisc {
+    /// Puts fq in the place of the kernel's default, and that back when it stops and no task is left.
+    #[default]
+    Install,
+    /// Nothing.
+    Leave,
+}
+
 /// The settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -220,8 +250,8 @@ pub enum ConfigError {
 }
 
 /// Kinds that `allow_unenforced` takes, and fences that tasks then go without.
-pub const KINDS: [&str; 9] =
-    ["cpu", "mem", "pids", "ports", PORT_CHOICE, "disk", "disk_io", WAIVABLE[0], WAIVABLE[1]];
+pub const KINDS: [&str; 10] =
+    ["cpu", "mem", "pids", "ports", PORT_CHOICE, "disk", "disk_io", "net", WAIVABLE[0], WAIVABLE[1]];
 /// Where `calibrate-disk` leaves its model for the agent, in the work directory.
 pub const DISK_MODEL: &str = "disk-model.toml";
 
@@ -264,6 +294,12 @@ impl Config {
         }
         if self.disk_offer_percent > 100 {
             return bad("disk_offer_percent", self.disk_offer_percent.to_string(), "give 0 to 100");
+        }
+        if self.net_offer_percent > 100 {
+            return bad("net_offer_percent", self.net_offer_percent.to_string(), "give 0 to 100");
+        }
+        if let Err(e) = self.net_bits_per_sec() {
+            return bad("net_bandwidth", self.net_bandwidth.clone(), &e.to_string());
         }
         if let Some(path) = self.allow_devices.iter().find(|path| !path.starts_with("/dev/")) {
             return bad(
@@ -338,6 +374,18 @@ impl Config {
             }),
         };
         self.allow_sockets.iter().map(kind).collect()
+    }
+
+    /// `net_bandwidth` in bits a second, where it is given.
+    ///
+    /// # Errors
+    /// When the text is no rate.
+    pub fn net_bits_per_sec(&self) -> Result<Option<u64>, RateError> {
+        if self.net_bandwidth.is_empty() {
+            Ok(None)
+        } else {
+            parse_bits_per_sec(&self.net_bandwidth).map(Some)
+        }
     }
 
     /// `disk_projects` as a range.

@@ -7,9 +7,12 @@ use std::{
 };
 
 use bulkhead_proto::{
+    rate::bits_per_sec,
     resources::{PortSet, PortSetError},
     v1,
 };
+
+use crate::kernel::bpf::{MAX_BITS_PER_SEC, MIN_BITS_PER_SEC};
 
 /// How firmly a grant is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +46,8 @@ pub struct Grant {
     pub devices: Vec<DeviceRule>,
     /// What it may do on the network besides binding ports.
     pub net: NetGrant,
+    /// What it may send and receive.
+    pub bandwidth: Bandwidth,
 }
 
 /// What a task may do on the network.
@@ -115,6 +120,19 @@ pub struct DiskGrant {
     pub read_ops_per_sec: Option<u64>,
     /// Write operations.
     pub write_ops_per_sec: Option<u64>,
+}
+
+/// What a task may send and receive, in bits a second; `None` is nothing granted, or no ceiling.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bandwidth {
+    /// Sent whatever others do.
+    pub egress_bits_per_sec: Option<u64>,
+    /// Sent at most; at least the grant.
+    pub egress_ceiling_bits_per_sec: Option<u64>,
+    /// Received.
+    pub ingress_bits_per_sec: Option<u64>,
+    /// Received at most; at least the grant.
+    pub ingress_ceiling_bits_per_sec: Option<u64>,
 }
 
 /// Access to one device of the host.
@@ -208,6 +226,9 @@ pub enum GrantError {
     /// An option of the network that does not exist.
     #[error("net: {0}")]
     NetOption(String),
+    /// A bandwidth that nothing can be held to.
+    #[error("bandwidth: {0}")]
+    Bandwidth(String),
     /// No device of the host.
     #[error("device {path:?}: {why}")]
     Device {
@@ -252,6 +273,7 @@ impl Grant {
             disk: disk(grant, resources, defaults)?,
             devices: grant.devices.iter().map(device).collect::<Result<_, _>>()?,
             net: net(grant)?,
+            bandwidth: bandwidth(grant, resources)?,
         })
     }
 }
@@ -393,6 +415,35 @@ fn net(grant: &v1::Grant) -> Result<NetGrant, GrantError> {
     Ok(NetGrant { port_choice, sockets })
 }
 
+fn bandwidth(grant: &v1::Grant, resources: &v1::Resources) -> Result<Bandwidth, GrantError> {
+    let (egress_ceiling, ingress_ceiling) = grant.net.as_ref().map_or((0, 0), |options| {
+        (options.egress_ceiling_bits_per_sec, options.ingress_ceiling_bits_per_sec)
+    });
+    let one = |what: &str, granted: u64, ceiling: u64| {
+        let bad = |why: String| Err(GrantError::Bandwidth(format!("{what} {why}")));
+        for bits in [granted, ceiling].into_iter().filter(|bits| *bits > 0) {
+            if !(MIN_BITS_PER_SEC..=MAX_BITS_PER_SEC).contains(&bits) {
+                let (least, most) = (bits_per_sec(MIN_BITS_PER_SEC), bits_per_sec(MAX_BITS_PER_SEC));
+                return bad(format!("{}: ask for {least} to {most}", bits_per_sec(bits)));
+            }
+        }
+        if ceiling > 0 && ceiling < granted {
+            let (ceiling, granted) = (bits_per_sec(ceiling), bits_per_sec(granted));
+            return bad(format!("at most {ceiling}, which is less than the {granted} of the grant"));
+        }
+        let some = |bits: u64| Some(bits).filter(|bits| *bits > 0);
+        Ok((some(granted), some(ceiling)))
+    };
+    let egress = one("to send", resources.net_egress_bits_per_sec, egress_ceiling)?;
+    let ingress = one("to receive", resources.net_ingress_bits_per_sec, ingress_ceiling)?;
+    Ok(Bandwidth {
+        egress_bits_per_sec: egress.0,
+        egress_ceiling_bits_per_sec: egress.1,
+        ingress_bits_per_sec: ingress.0,
+        ingress_ceiling_bits_per_sec: ingress.1,
+    })
+}
+
 fn device(asked: &v1::Device) -> Result<DeviceRule, GrantError> {
     let bad = |why| GrantError::Device { path: asked.path.clone(), why };
     let path = PathBuf::from(&asked.path);
@@ -441,6 +492,7 @@ pub(crate) fn plain(class: Class, cpu_milli: u64, mem_bytes: u64) -> Grant {
         disk: disk(&grant, &resources, &TEST_DEFAULTS).unwrap(),
         devices: vec![],
         net: NetGrant::default(),
+        bandwidth: Bandwidth::default(),
     }
 }
 
@@ -530,6 +582,24 @@ mod tests {
             let options = v1::NetOptions { sockets: vec![1, kind], ..v1::NetOptions::default() };
             assert!(net(options).contains(&format!("kind {kind}")));
         }
+    }
+
+    #[test]
+    fn bandwidths_that_nothing_can_be_held_to_are_named() {
+        let refused = |egress: u64, ceiling: u64| {
+            let mut grant = asked(100, 1 << 20);
+            grant.resources.as_mut().unwrap().net_egress_bits_per_sec = egress;
+            grant.net =
+                Some(v1::NetOptions { egress_ceiling_bits_per_sec: ceiling, ..v1::NetOptions::default() });
+            Grant::check(Some(&grant), &TEST_DEFAULTS).map(|grant| grant.bandwidth).map_err(|e| e.to_string())
+        };
+        assert!(refused(1000, 0).unwrap_err().contains("to send 1 kbit/s: ask for 64 kbit/s"));
+        assert!(refused(u64::MAX, 0).unwrap_err().contains("to 10 Tbit/s"));
+        let below = refused(2_000_000, 1_000_000).unwrap_err();
+        assert!(below.contains("at most 1 Mbit/s, which is less than the 2 Mbit/s"), "{below}");
+        let capped = refused(2_000_000, 2_000_000).unwrap();
+        assert_eq!(capped.egress_ceiling_bits_per_sec, capped.egress_bits_per_sec);
+        assert_eq!(refused(0, 0).unwrap(), Bandwidth::default());
     }
 
     #[test]

@@ -2,10 +2,12 @@
 
 pub mod disk;
 pub mod disk_speed;
+pub mod network;
 pub mod node;
 pub mod ports;
 pub mod sampler;
 pub mod topology;
 
 pub use disk::DiskUse;
+pub use network::NetSampler;
 pub use node::{NodeCapacity, NodeSampler, NodeUse};

@@ -67,7 +67,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         tcp.local_addr().map_err(|source| api::ApiError::Tcp { address: config.listen, source })?;
     let agent = settings::info(&config, listening.to_string())?;
     let events = Arc::new(EventLog::new(agent.agent_id.clone(), Arc::clone(&metrics)));
-    let Isolation { isolators, enforced, disk, disk_speed } = Isolation::set_up(&Host {
+    let Isolation { isolators, enforced, disk, disk_speed, network } = Isolation::set_up(&Host {
         config: &config,
         features: &features,
         machine,
@@ -75,6 +75,12 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         programs: &programs,
         events: &events,
         metrics: &metrics,
+    })?;
+    // However this ends.
+    let _link = network.closed_on_drop();
+    metrics.traffic({
+        let network = Arc::clone(&network);
+        move || network.traffic().unwrap_or_default()
     })?;
     let (journal, replayed) = open_journal(&config)?;
     let launcher = Launcher::new(launch::execute::Parts {
@@ -87,7 +93,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         allow_root: config.allow_root_tasks,
     });
     let (mut keeper, messages) = Keeper::new(Parts {
-        ledger: capacity::ledger(&config, machine, &disk_speed, &enforced)?,
+        ledger: capacity::ledger(&config, machine, &disk_speed, network.link_bits_per_sec(), &enforced)?,
         reporter: Reporter::new(enforced, Duration::from_millis(config.report_every_ms)),
         agent,
         launcher,
@@ -109,6 +115,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         node: NodeSampler::start(tree, Instant::now())?,
         work_dir: config.work_dir.clone(),
         disk,
+        net: network.sampler(),
         measure_strangers: config.measure_strangers,
     };
     tokio::spawn(sampler::run(sampling, every, messages.clone()));

@@ -2,7 +2,7 @@
 //!
 //! The messages are documented in `proto/bulkhead/v1/*.proto`; this crate holds the code generated
 //! from them, and the rules that every side keeps: [`Resources`](v1::Resources) arithmetic in [`resources`], what an
-//! id is in [`ids`].
+//! id is in [`ids`], how rates are written in [`rate`].
 
 /// The messages and services of `bulkhead.v1`.
 #[allow(
@@ -25,4 +25,5 @@ pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 pub mod ids;
 mod json;
 mod ports;
+pub mod rate;
 pub mod resources;

@@ -34,7 +34,7 @@ macro_rules! scalars {
 }
 
 /// Every kind but the ports, CPU and memory first.
-pub const SCALARS: [Scalar; 7] = scalars! {
+pub const SCALARS: [Scalar; 9] = scalars! {
     cpu_milli: "thousandths of a CPU",
     mem_bytes: "bytes of memory",
     disk_bytes: "bytes of disk",
@@ -42,6 +42,8 @@ pub const SCALARS: [Scalar; 7] = scalars! {
     disk_write_bytes_per_sec: "bytes a second to disk",
     disk_read_ops_per_sec: "disk reads a second",
     disk_write_ops_per_sec: "disk writes a second",
+    net_egress_bits_per_sec: "bits a second to send",
+    net_ingress_bits_per_sec: "bits a second to receive",
 };
 
 impl Resources {
@@ -137,7 +139,7 @@ mod tests {
     }
 
     fn resources() -> impl Strategy<Value = Resources> {
-        (prop::array::uniform7(0u64..1000), ports()).prop_map(|(amounts, ports)| {
+        (prop::array::uniform9(0u64..1000), ports()).prop_map(|(amounts, ports)| {
             let ports = PortSet::from_ranges(&ports).unwrap().to_ranges();
             let mut resources = Resources { ports, ..Resources::default() };
             for (kind, amount) in SCALARS.iter().zip(amounts) {

@@ -15,6 +15,7 @@ use super::{Keeper, Listed, Located};
 use crate::{
     estimate::lendable_cpu_milli,
     launch::sandbox::{self, Sandbox},
+    measure::network::NetUse,
     offer::ledger::TaskKey,
 };
 
@@ -27,6 +28,10 @@ pub struct Observation {
     pub strangers_mem_bytes: u64,
     /// Disk that is in use and no running task's.
     pub strangers_disk_bytes: u64,
+    /// What goes over the link and is no task's.
+    pub strangers_net: NetUse,
+    /// The link's speed now, 0 where there is none.
+    pub link_bits_per_sec: u64,
     /// CPU of guaranteed tasks; `None` while it was not watched for long enough to lend any.
     pub guaranteed_cpu_milli: Option<u64>,
     /// Every port in use on the host, tasks' included.
@@ -54,6 +59,15 @@ impl Keeper {
             ports: ports.to_ranges(),
             // Their files stay, so what is kept free comes on top of them.
             disk_bytes: seen.strangers_disk_bytes.saturating_add(ledger.floor().disk_bytes),
+            // Of a link that has become slower, or is gone, nobody can have the rest.
+            net_egress_bits_per_sec: seen
+                .strangers_net
+                .sent_bits_per_sec
+                .max(ledger.capacity().net_egress_bits_per_sec.saturating_sub(seen.link_bits_per_sec)),
+            net_ingress_bits_per_sec: seen
+                .strangers_net
+                .received_bits_per_sec
+                .max(ledger.capacity().net_ingress_bits_per_sec.saturating_sub(seen.link_bits_per_sec)),
             ..Resources::default()
         }
         .at_most(ledger.capacity());

@@ -40,4 +40,4 @@ pub use pins::{LOAD_SUBCOMMAND, LoadSpec, Loaded, ensure_loaded, loader_command,
 pub use ports::{PortGrant, PortRules};
 pub use probe::{Support, probe_devices, probe_exits, probe_listen, probe_net, probe_ooms, probe_ports};
 
-pub use bulkhead_abi::{Denial, DenialEvent, DenialKey, DeviceKey, ForeignTime};
+pub use bulkhead_abi::{Denial, DenialEvent, DenialKey, DeviceKey, ForeignTime, NetCount, NetCounters};

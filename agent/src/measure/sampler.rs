@@ -9,7 +9,8 @@ use std::{
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
-    DiskUse,
+    DiskUse, NetSampler,
+    network::NetUse,
     node::{MeasureError, NodeSampler},
     ports,
 };
@@ -27,12 +28,15 @@ const WATCH_BEFORE_LENDING: Duration = Duration::from_secs(3);
 /// Amounts are rounded up to these steps, so that noise does not become news.
 const CPU_STEP_MILLI: u64 = 50;
 const MEM_STEP_BYTES: u64 = 32 << 20;
+const NET_STEP_BITS_PER_SEC: u64 = 1_000_000;
 
 /// Peaks over the last [`WINDOW`].
 struct Peaks {
     strangers_cpu: WindowPeak,
     strangers_mem: WindowPeak,
     guaranteed_cpu: WindowPeak,
+    strangers_sent: WindowPeak,
+    strangers_received: WindowPeak,
 }
 
 /// What is measured.
@@ -43,6 +47,8 @@ pub struct Sampling {
     pub work_dir: PathBuf,
     /// What tasks use of it, where that is counted; else it counts as strangers' use.
     pub disk: Option<Arc<DiskSpace>>,
+    /// On the link, where bandwidth is held.
+    pub net: Option<NetSampler>,
     /// Off, only ports and lending are measured.
     pub measure_strangers: bool,
 }
@@ -50,7 +56,13 @@ pub struct Sampling {
 /// Samples until the keeper is gone.
 pub async fn run(mut sampling: Sampling, every: Duration, keeper: Sender) {
     let new = || WindowPeak::new(WINDOW);
-    let mut peaks = Peaks { strangers_cpu: new(), strangers_mem: new(), guaranteed_cpu: new() };
+    let mut peaks = Peaks {
+        strangers_cpu: new(),
+        strangers_mem: new(),
+        guaranteed_cpu: new(),
+        strangers_sent: new(),
+        strangers_received: new(),
+    };
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first tick comes at once, when there is nothing to compare with yet.
@@ -88,6 +100,10 @@ fn observe(sampling: &mut Sampling, peaks: &mut Peaks, now: Instant) -> Result<O
     peaks.strangers_cpu.add(sample.strangers_cpu_milli, now);
     peaks.strangers_mem.add(sample.strangers_mem_bytes, now);
     peaks.guaranteed_cpu.add(sample.guaranteed_cpu_milli, now);
+    if let Some(used) = sampling.net.as_mut().and_then(|net| net.sample(now)) {
+        peaks.strangers_sent.add(used.sent_bits_per_sec, now);
+        peaks.strangers_received.add(used.received_bits_per_sec, now);
+    }
     let strangers = |peak: &WindowPeak, step: u64| {
         if sampling.measure_strangers { peak.peak().unwrap_or(0).next_multiple_of(step) } else { 0 }
     };
@@ -97,6 +113,11 @@ fn observe(sampling: &mut Sampling, peaks: &mut Peaks, now: Instant) -> Result<O
         strangers_mem_bytes: strangers(&peaks.strangers_mem, MEM_STEP_BYTES),
         guaranteed_cpu_milli: peaks.guaranteed_cpu.peak().filter(|_| watched),
         ports_in_use: ports::in_use()?,
+        strangers_net: NetUse {
+            sent_bits_per_sec: strangers(&peaks.strangers_sent, NET_STEP_BITS_PER_SEC),
+            received_bits_per_sec: strangers(&peaks.strangers_received, NET_STEP_BITS_PER_SEC),
+        },
+        link_bits_per_sec: sampling.net.as_ref().map_or(0, NetSampler::link_bits_per_sec),
         strangers_disk_bytes: if sampling.measure_strangers { strangers_disk(sampling)? } else { 0 },
     })
 }

@@ -8,7 +8,7 @@ use bulkhead_proto::{
 use super::NodeError;
 use crate::{
     config::{Config, ConfigError},
-    isolate::disk_io,
+    isolate::{disk_io, network::uplink},
     measure::{DiskUse, NodeCapacity},
     offer::Ledger,
 };
@@ -18,6 +18,7 @@ pub(super) fn ledger(
     config: &Config,
     machine: NodeCapacity,
     disk_io: &Resources,
+    link_bits_per_sec: u64,
     enforced: &Enforced,
 ) -> Result<Ledger, NodeError> {
     let disk = DiskUse::read(&config.work_dir)?;
@@ -43,12 +44,16 @@ pub(super) fn ledger(
         );
     }
     let when = |yes: bool, amount: u64| if yes && bounded { amount } else { 0 };
+    let link_bits_per_sec = when(offered("net", enforced.net), link_bits_per_sec);
+    let link_kept_back = uplink::kept_back(link_bits_per_sec, config.net_offer_percent);
     let capacity = Resources {
         cpu_milli: when(offered("cpu", enforced.cpu), limit(wanted_milli, all_cpu_milli)),
         mem_bytes: when(offered("mem", enforced.mem), limit(config.mem.as_u64(), machine.mem_bytes)),
         ports: if bounded && offered("ports", enforced.ports) { ports } else { PortSet::default() }
             .to_ranges(),
         disk_bytes: when(offered("disk", enforced.disk), disk.usable_bytes),
+        net_egress_bits_per_sec: link_bits_per_sec,
+        net_ingress_bits_per_sec: link_bits_per_sec,
         ..Resources::default()
     };
     let floor = Resources {
@@ -56,6 +61,8 @@ pub(super) fn ledger(
         mem_bytes: config.reserve_mem.as_u64(),
         ports: Vec::new(),
         disk_bytes: config.reserve_disk.as_u64(),
+        net_egress_bits_per_sec: link_kept_back,
+        net_ingress_bits_per_sec: link_kept_back,
         ..Resources::default()
     };
     let disk_io_offered = bounded && offered("disk_io", enforced.disk_io);

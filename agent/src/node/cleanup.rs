@@ -6,7 +6,7 @@ use super::{NodeError, programs::pin_dir};
 use crate::{
     config::Config,
     identity,
-    isolate::{cores, disk_io, tree::Tree},
+    isolate::{cores, disk_io, network::uplink, tree::Tree},
     kernel::bpf,
     measure::topology::{self, Topology},
 };
@@ -31,6 +31,7 @@ pub async fn cleanup(config: &Config) -> Result<(), NodeError> {
         root.remove().map_err(NodeError::Tree)?;
         tracing::info!(cgroup = %root.path().display(), "removed");
     }
+    uplink::put_back();
     disk_io::restore_model(config)?;
     // Last: tasks are held to their ports as long as they run.
     bpf::remove(&pin_dir(config))?;

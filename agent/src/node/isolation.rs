@@ -6,7 +6,7 @@ use bulkhead_proto::v1::{Enforced, Resources};
 
 use super::{NodeError, programs::Programs, settings};
 use crate::{
-    config::Config,
+    config::{Config, ConfigError, NetQdisc},
     event::EventLog,
     isolate::{
         Isolator, Isolators,
@@ -16,7 +16,10 @@ use crate::{
         disk_io::DiskIo,
         disk_space::{self, DiskSpace},
         memory::{Memory, MemorySetup},
-        network::Network,
+        network::{
+            Network,
+            uplink::{LinkSettings, Uplink},
+        },
         output::Outputs,
         pids::Pids,
         ports::{PORT_CHOICE, PortLimits, Ports},
@@ -49,6 +52,8 @@ pub(super) struct Isolation {
     pub(super) disk: Option<Arc<DiskSpace>>,
     /// What the disk was measured to do.
     pub(super) disk_speed: Resources,
+    /// Of tasks, where it is held.
+    pub(super) network: Arc<Network>,
 }
 
 impl Isolation {
@@ -60,6 +65,7 @@ impl Isolation {
         let disk = if host.features.has("disk_quota") { Some(open_disk(host)?) } else { None };
         let disk_io = DiskIo::set_up(host.tree, host.config)?;
         let disk_speed = disk_io.measured().cloned().unwrap_or_default();
+        let network = Arc::new(network(host)?);
         let enforced = Enforced {
             cpu: host.tree.has("cpu"),
             mem: host.tree.has("memory"),
@@ -67,17 +73,20 @@ impl Isolation {
             ports: host.programs.ports.is_some(),
             disk: disk.is_some(),
             disk_io: disk_io.enforces(),
+            net: network.link_bits_per_sec() > 0,
         };
-        let isolators = Arc::new(Isolators::new(parts(host, disk_io, disk.as_ref())?));
-        Ok(Self { isolators, enforced, disk, disk_speed })
+        let isolators = Arc::new(Isolators::new(parts(host, disk_io, disk.as_ref(), &network)?));
+        Ok(Self { isolators, enforced, disk, disk_speed, network })
     }
 }
 
-/// In the order they prepare. Cores, disk I/O, devices and ports are always there: they refuse what they cannot hold.
+/// In the order they prepare. Cores, disk I/O, devices, network and ports are always there: they refuse what they cannot
+/// hold.
 fn parts(
     host: &Host<'_>,
     disk_io: DiskIo,
     disk: Option<&Arc<DiskSpace>>,
+    network: &Arc<Network>,
 ) -> Result<Vec<Box<dyn Isolator>>, NodeError> {
     let mut parts: Vec<Box<dyn Isolator>> = Vec::new();
     if host.tree.has("cpu") {
@@ -99,9 +108,7 @@ fn parts(
     if let Some(outputs) = bound_outputs(host) {
         parts.push(Box::new(outputs));
     }
-    if let Some(rules) = &host.programs.net {
-        parts.push(Box::new(Network::new(Arc::clone(rules))));
-    }
+    parts.push(Box::new(Arc::clone(network)));
     let limits = port_limits(host)?;
     parts.push(Box::new(Ports::new(host.programs.ports.clone(), limits, Arc::clone(host.events))));
     Ok(parts)
@@ -120,6 +127,28 @@ fn cores(host: &Host<'_>) -> Result<Cores, NodeError> {
     let topology = Topology::read(Path::new(topology::SYSFS)).map_err(|e| crate::error_chain(&e));
     let keep_off = host.config.keep_system_off_exclusive_cores;
     Cores::start(host.tree, topology, host.programs.foreign.clone(), keep_off).map_err(NodeError::Tree)
+}
+
+/// Finds the link, and follows what becomes of it.
+fn network(host: &Host<'_>) -> Result<Network, NodeError> {
+    let config = host.config;
+    let bits_per_sec = config.net_bits_per_sec().map_err(|e| ConfigError::Value {
+        key: "net_bandwidth",
+        value: config.net_bandwidth.clone(),
+        why: e.to_string(),
+    })?;
+    let settings = LinkSettings {
+        interface: config.net_interface.clone(),
+        bits_per_sec,
+        install_fq: config.net_qdisc == NetQdisc::Install,
+        offer_percent: config.net_offer_percent,
+    };
+    let held = host.programs.net.clone().map(|rules| {
+        let uplink = Arc::new(Uplink::set_up(settings, Arc::clone(&rules)));
+        drop(tokio::spawn(Arc::clone(&uplink).follow()));
+        (rules, uplink)
+    });
+    Ok(Network::new(held, config.allows_unenforced("net")))
 }
 
 fn memory(host: &Host<'_>) -> MemorySetup {

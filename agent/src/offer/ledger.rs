@@ -259,6 +259,8 @@ fn amounts(grant: &Grant) -> Resources {
         disk_write_bytes_per_sec: grant.disk.write_bytes_per_sec.unwrap_or(0),
         disk_read_ops_per_sec: grant.disk.read_ops_per_sec.unwrap_or(0),
         disk_write_ops_per_sec: grant.disk.write_ops_per_sec.unwrap_or(0),
+        net_egress_bits_per_sec: grant.bandwidth.egress_bits_per_sec.unwrap_or(0),
+        net_ingress_bits_per_sec: grant.bandwidth.ingress_bits_per_sec.unwrap_or(0),
     }
 }
 

@@ -11,6 +11,9 @@ const MEM_STEP_BYTES: u64 = 64 << 20;
 /// And of the disk below this, somebody's log.
 const DISK_STEP_BYTES: u64 = 64 << 20;
 
+/// And of the link below this, somebody's update.
+const NET_STEP_BITS_PER_SEC: u64 = 10_000_000;
+
 /// Numbers the reports of a session and holds back those that say nothing new.
 #[derive(Debug)]
 pub struct Reporter {
@@ -60,6 +63,8 @@ fn differs(a: &ResourceReport, b: &ResourceReport) -> bool {
         || ra.cpu_milli.abs_diff(rb.cpu_milli) >= CPU_STEP_MILLI
         || ra.mem_bytes.abs_diff(rb.mem_bytes) >= MEM_STEP_BYTES
         || ra.disk_bytes.abs_diff(rb.disk_bytes) >= DISK_STEP_BYTES
+        || ra.net_egress_bits_per_sec.abs_diff(rb.net_egress_bits_per_sec) >= NET_STEP_BITS_PER_SEC
+        || ra.net_ingress_bits_per_sec.abs_diff(rb.net_ingress_bits_per_sec) >= NET_STEP_BITS_PER_SEC
         || a.revocable_cpu_milli.abs_diff(b.revocable_cpu_milli) >= CPU_STEP_MILLI
 }
 

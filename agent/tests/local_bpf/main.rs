@@ -17,6 +17,7 @@ mod exits;
 mod fixture;
 mod helper;
 mod net;
+mod pacing;
 mod pins;
 mod ports;
 mod socket;

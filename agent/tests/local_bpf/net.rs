@@ -117,8 +117,9 @@ fn both_ends_of_a_connection_count_the_same() {
     assert_eq!(s.peer.answer(), payload);
     let NetCounters { sent, received } = s.counted();
     assert!(received.bytes() > payload, "{received:?}");
-    // The largest header is 60 + 60 bytes.
-    assert!(received.bytes() <= payload + received.packets() * (120 + FRAME_BYTES), "{received:?}");
+    // The largest header is 60 + 60 bytes, and a slow machine sends a packet twice.
+    let most = payload + payload / 20 + received.packets() * (120 + FRAME_BYTES);
+    assert!(received.bytes() <= most, "{received:?}");
     assert!(sent.packets() > 0, "acknowledgements: {sent:?}");
     let all = s.rules.all().unwrap();
     assert_eq!(all.keys().copied().collect::<Vec<_>>(), [s.task.id]);

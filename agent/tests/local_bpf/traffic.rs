@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::socket::{ControlMessage, MsgFlags, sendmsg},
+};
 
 use crate::fixture::this_test;
 
@@ -94,9 +97,15 @@ fn order(words: &[&str]) -> io::Result<u64> {
     let number = |text: &str| text.parse::<u64>().unwrap();
     match *words {
         ["hello"] => Ok(0),
+        ["netns", name] => {
+            setns(fs::File::open(Path::new("/run/netns").join(name))?, CloneFlags::CLONE_NEWNET)?;
+            Ok(0)
+        }
         ["udp", to, bytes, count, segment] => {
             udp(to.parse().unwrap(), bytes.parse().unwrap(), number(count), segment.parse().unwrap())
         }
+        // Sends datagrams for so many milliseconds; how many the kernel took.
+        ["udp-flood", to, bytes, ms] => udp_flood(to.parse().unwrap(), bytes.parse().unwrap(), number(ms)),
         // Sends over TCP for so many milliseconds; the bytes that were taken.
         ["tcp-send", to, ms] => tcp_send(to, Duration::from_millis(number(ms))),
         // Receives over TCP until the other end closes; the bytes.
@@ -123,6 +132,17 @@ fn udp(to: SocketAddr, bytes: usize, count: u64, segment: u16) -> io::Result<u64
             sendmsg::<()>(socket.as_raw_fd(), &parts, &size, MsgFlags::empty(), None).map_err(Into::into)
         };
         taken += u64::from(sent.is_ok());
+    }
+    Ok(taken)
+}
+
+fn udp_flood(to: SocketAddr, bytes: usize, ms: u64) -> io::Result<u64> {
+    let socket = unbound(to)?;
+    socket.connect(to)?;
+    let (payload, end) = (vec![7; bytes], Instant::now() + Duration::from_millis(ms));
+    let mut taken = 0;
+    while Instant::now() < end {
+        taken += u64::from(socket.send(&payload).is_ok());
     }
     Ok(taken)
 }

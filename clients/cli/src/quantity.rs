@@ -5,6 +5,7 @@
 use std::{fmt, time::Duration};
 
 use bulkhead_proto::{
+    rate::bits_per_sec,
     resources::{PortSet, PortSetError},
     v1::Resources,
 };
@@ -162,6 +163,8 @@ pub(crate) fn resources(amount: &Resources) -> String {
     parts.extend(disk.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{}{what}", size(*n))));
     let iops = [(amount.disk_read_ops_per_sec, "reads/s"), (amount.disk_write_ops_per_sec, "writes/s")];
     parts.extend(iops.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
+    let net = [(amount.net_egress_bits_per_sec, "to send"), (amount.net_ingress_bits_per_sec, "to receive")];
+    parts.extend(net.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{} {what}", bits_per_sec(*n))));
     if let Ok(set) = amount.port_set()
         && !set.is_empty()
     {

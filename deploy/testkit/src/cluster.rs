@@ -422,6 +422,10 @@ impl Cluster {
             arguments.push("--allow-trusted-tasks".to_owned());
         }
         arguments.extend(["--readable-path".to_owned(), self.readable_dir().display().to_string()]);
+        // The host's interfaces are nothing to tests, but for those that bring one of their own.
+        if !self.options.agent_args.iter().any(|argument| argument == "--net-qdisc") {
+            arguments.extend(["--net-qdisc", "leave"].map(str::to_owned));
+        }
         arguments.extend(self.options.agent_args.iter().cloned());
         arguments
     }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use bulkhead_proto::v1::{Device, Grant, PortChoice, Resources, SocketKind};
+use bulkhead_proto::{
+    rate::parse_bits_per_sec,
+    v1::{Device, Grant, PortChoice, Resources, SocketKind},
+};
 use clap::Args;
 
 use crate::quantity::{parse_cpus, parse_duration, parse_size};
@@ -77,6 +80,19 @@ pub(crate) struct GrantArgs {
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     io_weight: Option<u32>,
 
+    /// Bandwidth to send with whatever others do, such as 100Mbit
+    #[arg(long, value_name = "RATE", value_parser = parse_bits_per_sec)]
+    net_egress: Option<u64>,
+    /// Send at this rate at most; the whole link, as far as others leave it, unless given
+    #[arg(long, value_name = "RATE", value_parser = parse_bits_per_sec)]
+    net_egress_ceiling: Option<u64>,
+    /// Bandwidth to receive with
+    #[arg(long, value_name = "RATE", value_parser = parse_bits_per_sec)]
+    net_ingress: Option<u64>,
+    /// Receive at this rate at most, instead of at the grant
+    #[arg(long, value_name = "RATE", value_parser = parse_bits_per_sec)]
+    net_ingress_ceiling: Option<u64>,
+
     /// Most processes and threads at once; the agent's default unless given
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     pids: Option<u64>,
@@ -145,6 +161,8 @@ impl GrantArgs {
         set(&mut amounts.disk_write_bytes_per_sec, self.disk_write);
         set(&mut amounts.disk_read_ops_per_sec, self.disk_read_iops);
         set(&mut amounts.disk_write_ops_per_sec, self.disk_write_iops);
+        set(&mut amounts.net_egress_bits_per_sec, self.net_egress);
+        set(&mut amounts.net_ingress_bits_per_sec, self.net_ingress);
     }
 
     /// Changes the rest of what was given.
@@ -183,6 +201,8 @@ impl GrantArgs {
         if !self.socket.is_empty() {
             net.sockets = self.socket.iter().map(|&kind| SocketKind::from(kind).into()).collect();
         }
+        set(&mut net.egress_ceiling_bits_per_sec, self.net_egress_ceiling);
+        set(&mut net.ingress_ceiling_bits_per_sec, self.net_ingress_ceiling);
         grant.net = Some(net).filter(|options| *options != Default::default());
     }
 }
@@ -246,6 +266,13 @@ mod tests {
         args(&["--disk", "1GiB", "--disk-read", "10MB", "--disk-write-iops", "50"]).amounts(&mut amounts);
         let got = (amounts.disk_bytes, amounts.disk_read_bytes_per_sec, amounts.disk_write_ops_per_sec);
         assert_eq!(got, (1 << 30, 10_000_000, 50));
+        let net = args(&["--net-egress", "100Mbit", "--net-egress-ceiling", "1Gbit"]);
+        net.amounts(&mut amounts);
+        net.options(&mut grant);
+        let ceiling = grant.net.unwrap().egress_ceiling_bits_per_sec;
+        assert_eq!((amounts.net_egress_bits_per_sec, ceiling), (100_000_000, 1_000_000_000));
+        let zero = Line::try_parse_from(["x", "--net-egress", "0Mbit"]);
+        assert!(zero.err().unwrap().to_string().contains("above zero"));
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod hostile;
 #[path = "../local/kill.rs"]
 mod kill;
 mod memory;
+mod network;
 mod on_disk;
 mod pids;
 #[path = "../local/ports.rs"]
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         pids::tests(),
         ports::tests(),
         kill::tests(),
+        network::tests(),
         disk_io::tests(),
         books::tests(),
         resize::tests(),

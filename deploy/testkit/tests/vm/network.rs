@@ -1,0 +1,238 @@
+//! Bandwidth of a link: offered, kept for whom it was granted, and left as it was found.
+
+use std::{process::Command, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use bulkhead_proto::v1::{Grant, NetOptions, TaskReason, TaskState};
+use bulkhead_testkit::{
+    Cluster, Framework, Options, Task,
+    cluster::{Verdict, until},
+    trials,
+};
+use libtest_mimic::Trial;
+
+use crate::ports::http_get;
+
+pub(crate) fn tests() -> Vec<Trial> {
+    trials![
+        the_speed_of_a_link_is_offered_and_its_queue_is_put_back,
+        a_ceiling_is_kept_and_changed_under_traffic,
+        rates_outlive_the_agent,
+        a_queue_of_somebody_else_is_left_alone,
+        of_an_interface_that_is_gone_nothing_is_offered,
+        a_rate_beyond_the_link_is_refused,
+    ]
+}
+
+const NEAR: &str = "bh-near";
+const FAR: &str = "bh-far";
+const MBIT: u64 = 1_000_000;
+/// The number that an agent gives to what it puts there.
+const OURS: &str = "b1f:";
+/// Datagrams of 1200 bytes without end.
+const FLOOD: &str =
+    "exec 2>/dev/null 3>/dev/udp/10.77.0.2/9; p=$(printf '%01200d' 0); while :; do printf $p >&3; done";
+
+/// A link to nowhere in particular: a veth pair into a network namespace. Removed when dropped.
+struct Link;
+
+impl Link {
+    fn new() -> Result<Self> {
+        let link = Self;
+        run(&format!("ip netns add {FAR}"))?;
+        run(&format!("ip link add {NEAR} type veth peer name far netns {FAR}"))?;
+        run(&format!("ip addr add 10.77.0.1/24 dev {NEAR}"))?;
+        run(&format!("ip -n {FAR} addr add 10.77.0.2/24 dev far"))?;
+        run(&format!("ip link set {NEAR} up"))?;
+        run(&format!("ip -n {FAR} link set far up"))?;
+        Ok(link)
+    }
+
+    async fn cluster(&self) -> Result<(Cluster, Framework)> {
+        let flags = ["--net-interface", NEAR, "--net-bandwidth", "50Mbit", "--net-qdisc", "install"];
+        let agent_args = flags.map(str::to_owned).to_vec();
+        let cluster = Cluster::start(Options { agent_args, ..Options::default() }).await?;
+        let framework = cluster.framework("network").await?;
+        Ok((cluster, framework))
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // One end goes with the other, unless a test took it away.
+        drop(run(&format!("ip link del {NEAR}")));
+        drop(run(&format!("ip netns del {FAR}")));
+    }
+}
+
+fn run(command: &str) -> Result<String> {
+    let mut words = command.split(' ');
+    let output =
+        Command::new(words.next().unwrap_or_default()).args(words).output().context(command.to_owned())?;
+    ensure!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn qdisc() -> Result<String> {
+    run(&format!("tc qdisc show dev {NEAR}"))
+}
+
+/// What the far end received so far.
+fn arrived_bytes() -> Result<u64> {
+    let file = "/sys/class/net/far/statistics/rx_bytes";
+    Ok(run(&format!("ip netns exec {FAR} cat {file}"))?.trim().parse()?)
+}
+
+/// What arrives, in bits a second, over a while.
+async fn arriving() -> Result<f64> {
+    let (start, before) = (std::time::Instant::now(), arrived_bytes()?);
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let bytes = u32::try_from(arrived_bytes()? - before)?;
+    Ok(f64::from(bytes) * 8.0 / start.elapsed().as_secs_f64())
+}
+
+fn assert_near(is: f64, megabits: u32) {
+    let should = f64::from(megabits) * 1e6;
+    eprintln!("asked {should:.0} bit/s, measured {is:.0} ({:+.2} %)", (is / should - 1.0) * 100.0);
+    assert!((is / should - 1.0).abs() < 0.02, "{is:.0}, expected {should:.0}");
+}
+
+fn capped(megabits: u64) -> impl FnOnce(&mut Grant) {
+    move |grant| {
+        grant.resources.get_or_insert_default().net_egress_bits_per_sec = megabits * MBIT;
+        let ceiling = megabits * MBIT;
+        grant.net = Some(NetOptions { egress_ceiling_bits_per_sec: ceiling, ..NetOptions::default() });
+    }
+}
+
+fn flood(megabits: u64) -> Task {
+    Task::new("t", ["bash", "-c", FLOOD]).cpu_milli(500).cpu_burst().granted(capped(megabits))
+}
+
+async fn the_speed_of_a_link_is_offered_and_its_queue_is_put_back() -> Result<()> {
+    let link = Link::new()?;
+    let found = qdisc()?;
+    let (mut cluster, framework) = link.cluster().await?;
+    assert!(qdisc()?.contains(&format!("fq {OURS} root")), "{}", qdisc()?);
+    let report = cluster.agent_info().await?.report.context("a report")?;
+    let (capacity, free) = (report.capacity.context("a capacity")?, report.free.context("a free part")?);
+    assert_eq!(capacity.net_egress_bits_per_sec, 50 * MBIT);
+    assert_eq!(capacity.net_ingress_bits_per_sec, 50 * MBIT);
+    assert!(
+        free.net_egress_bits_per_sec <= 45 * MBIT && free.net_egress_bits_per_sec >= 40 * MBIT,
+        "{free:?}"
+    );
+    assert!(report.enforced.context("what is enforced")?.net);
+
+    let script = format!("{} & sleep 1; kill $!", FLOOD);
+    let task = Task::new("counted", ["bash", "-c", &script]).granted(capped(5));
+    let end = framework.run(task).await?;
+    let usage = end.usage.context("a usage")?;
+    assert_eq!(end.state(), TaskState::Finished, "{end:?}");
+    // 20 + 8 bytes of headers, and 14 of the frame.
+    assert!(usage.net_sent_packets > 10, "{usage:?}");
+    assert_eq!(usage.net_sent_bytes, usage.net_sent_packets * 1242, "{usage:?}");
+    assert_eq!(usage.net_sent_dropped, 0, "they wait: {usage:?}");
+
+    framework.teardown().await?;
+    cluster.stop_agent().await?;
+    assert_eq!(qdisc()?, found, "as it was found");
+    cluster.restart_agent().await?;
+    assert!(qdisc()?.contains(OURS), "{}", qdisc()?);
+    cluster.finish().await?;
+    assert_eq!(qdisc()?, found, "as it was found");
+    Ok(())
+}
+
+async fn a_ceiling_is_kept_and_changed_under_traffic() -> Result<()> {
+    let link = Link::new()?;
+    let (cluster, framework) = link.cluster().await?;
+    framework.start(flood(4)).await?;
+    assert_near(arriving().await?, 4);
+    for (before, after) in [(4, 8), (8, 3)] {
+        assert_eq!(framework.resize(&flood(before), &flood(after)).await?.refusal, "");
+        assert_near(arriving().await?, u32::try_from(after)?);
+    }
+    let metrics = http_get(&cluster.agent_address().await?, "/metrics").await?;
+    let told = |line: &&str| {
+        let labels = ["direction=\"sent\"", "task=\"t\""];
+        line.starts_with("bulkhead_agent_task_net_bytes_total") && labels.iter().all(|l| line.contains(l))
+    };
+    let line = metrics.lines().find(told).context("no line of the task")?;
+    let bytes: f64 = line.rsplit(' ').next().context("no number")?.parse()?;
+    assert!(bytes > 1e6, "{line}");
+    framework.teardown().await?;
+    cluster.finish().await
+}
+
+async fn rates_outlive_the_agent() -> Result<()> {
+    let link = Link::new()?;
+    let found = qdisc()?;
+    let (mut cluster, framework) = link.cluster().await?;
+    framework.start(flood(4)).await?;
+    cluster.kill_agent_hard().await?;
+    assert_near(arriving().await?, 4);
+    cluster.restart_agent().await?;
+    assert_near(arriving().await?, 4);
+    assert_eq!(framework.resize(&flood(4), &flood(6)).await?.refusal, "");
+    assert_near(arriving().await?, 6);
+    // A task still runs: what it needs stays.
+    cluster.stop_agent().await?;
+    assert!(qdisc()?.contains(OURS), "{}", qdisc()?);
+    assert_near(arriving().await?, 6);
+    // Without an agent, cleanup takes everything away.
+    cluster.finish().await?;
+    assert_eq!(qdisc()?, found, "as it was found");
+    Ok(())
+}
+
+async fn a_queue_of_somebody_else_is_left_alone() -> Result<()> {
+    let link = Link::new()?;
+    run(&format!("tc qdisc replace dev {NEAR} root handle 1: pfifo limit 50"))?;
+    let found = qdisc()?;
+    let (cluster, framework) = link.cluster().await?;
+    assert_eq!(qdisc()?, found);
+    assert!(cluster.agent_log().contains("somebody put pfifo there"), "{}", cluster.agent_log());
+    // It is held all the same, by drops.
+    framework.start(flood(4)).await?;
+    assert_near(arriving().await?, 4);
+    framework.kill("t", 0).await?;
+    let usage = framework.end_of("t").await?.usage.context("a usage")?;
+    assert!(usage.net_sent_dropped > 0, "{usage:?}");
+    framework.teardown().await?;
+    cluster.finish().await?;
+    assert_eq!(qdisc()?, found);
+    Ok(())
+}
+
+async fn of_an_interface_that_is_gone_nothing_is_offered() -> Result<()> {
+    let link = Link::new()?;
+    let (cluster, framework) = link.cluster().await?;
+    framework.start(flood(4)).await?;
+    run(&format!("ip link del {NEAR}"))?;
+    until("nothing to be offered", || async {
+        let info = cluster.agent_info().await.map_err(|e| Verdict::Never(e.to_string()))?;
+        let free = info.report.and_then(|report| report.free).unwrap_or_default().net_egress_bits_per_sec;
+        if free == 0 { Ok(()) } else { Err(Verdict::NotYet(format!("{free} bit/s are free"))) }
+    })
+    .await?;
+    framework.kill("t", 0).await?;
+    assert_eq!(framework.end_of("t").await?.state(), TaskState::Killed);
+    framework.teardown().await?;
+    cluster.finish().await?;
+    Ok(())
+}
+
+async fn a_rate_beyond_the_link_is_refused() -> Result<()> {
+    let link = Link::new()?;
+    let (cluster, framework) = link.cluster().await?;
+    let task = Task::new("t", ["true"]).granted(|grant| {
+        grant.net = Some(NetOptions { egress_ceiling_bits_per_sec: 51 * MBIT, ..NetOptions::default() });
+    });
+    let end = framework.run(task).await?;
+    assert_eq!((end.state(), end.reason()), (TaskState::Failed, TaskReason::InvalidGrant), "{end:?}");
+    assert!(end.message.contains("the link has 50 Mbit/s"), "{}", end.message);
+    framework.teardown().await?;
+    cluster.finish().await?;
+    Ok(())
+}
