@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Longer than any launch takes that is not a hang.
 const HIGHEST_US: u64 = 600_000_000;
@@ -16,7 +16,7 @@ const DIGITS: u8 = 3;
 pub(crate) struct Latencies(Histogram<u64>);
 
 /// Percentiles in microseconds.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Summary {
     pub(crate) samples: u64,
     pub(crate) min_us: u64,

@@ -6,6 +6,7 @@
 //!      -> overhead   an idle agent         process_cost
 //!      -> churn      many short tasks      and what they leave
 //!      -> isolation  a victim, disturbed   victim, antagonist, picture
+//!      -> net        bandwidth, held       wire, role, shaped, throughput, cost
 //!           |
 //!         report     with the machine, as tables or JSON
 //! ```
@@ -22,6 +23,7 @@ mod isolation;
 mod latency;
 mod launch;
 mod machine;
+mod net;
 mod overhead;
 mod process_cost;
 mod report;
@@ -105,13 +107,21 @@ tick of a window of 30 s is 0.03 %.")]
     /// A victim measures its own latency alone, next to an antagonist as plain processes, and next to it where both
     /// are tasks held to grants. Work happens in the directory for temporary files (TMPDIR): put it on the disk to
     /// be measured, where quotas and I/O limits are to count with `-o prjquota`.
-    #[command(
-        after_help = "\
+    #[command(after_help = "\
 Needs about 1 GiB of memory, 512 MiB of disk, and cgroup v2 controllers to isolate with. On a scratch disk of a virtual machine:
   deploy/vm/run -t 0 -m 2048 -d 2048 -w bench/runs -- bench/on-disk /dev/vda target/release/bulkhead-bench \\
-    isolation --picture bench/runs/isolation.svg"
-    )]
+    isolation --picture bench/runs/isolation.svg")]
     Isolation(isolation::Settings),
+    /// How exactly bandwidth is kept, and what that costs
+    ///
+    /// Tasks send through a veth pair into a network namespace: a flood at several rates, by departure times and, in the same
+    /// run, by HTB and TBF; small requests of one task beside the bulk of another, against HTB; one TCP stream of iperf3
+    /// over loopback and over veth with everything on and everything off; and the kernel's own statistics of each BPF
+    /// program meanwhile. What this kernel or machine lacks (fq, iperf3) is left out and said.
+    #[command(after_help = "\
+Needs ip and tc, and fq for departure times. Every figure of a program contains one reading of the clock, by which the
+kernel takes it.")]
+    Net(net::Settings),
     /// Run launch, runtimes, overhead and churn with their defaults
     All,
     /// The disturbed part of `isolation`
@@ -121,6 +131,13 @@ Needs about 1 GiB of memory, 512 MiB of disk, and cgroup v2 controllers to isola
         kind: isolation::victim::Victim,
         /// For how long.
         seconds: u64,
+    },
+    /// A part in `net`
+    #[command(hide = true)]
+    NetRole {
+        /// Which.
+        #[command(subcommand)]
+        role: net::role::Role,
     },
     /// The disturbing part of `isolation`
     #[command(hide = true)]
@@ -139,6 +156,12 @@ fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }),
         Benchmark::Antagonist { kind } => kind.run().map(|()| ExitCode::SUCCESS),
+        Benchmark::NetRole { role } => role.play().and_then(|summary| {
+            if let Some(summary) = summary {
+                writeln!(io::stdout(), "{}", serde_json::to_string(&summary)?)?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }),
         _ => conduct(&cli),
     };
     outcome.unwrap_or_else(|error| {
@@ -169,7 +192,8 @@ async fn measure(benchmark: &Benchmark) -> Result<Report> {
         Benchmark::Overhead(settings) => report.overhead = Some(overhead::run(settings).await?),
         Benchmark::Churn(settings) => report.churn = Some(churn::run(settings).await?),
         Benchmark::Isolation(settings) => report.isolation = Some(isolation::run(settings).await?),
-        Benchmark::Victim { .. } | Benchmark::Antagonist { .. } => {}
+        Benchmark::Net(settings) => report.net = Some(net::run(settings).await?),
+        Benchmark::Victim { .. } | Benchmark::Antagonist { .. } | Benchmark::NetRole { .. } => {}
         Benchmark::All => {
             report.runtimes = Some(runtimes::run(&defaults()?).await?);
             report.churn = Some(churn::run(&defaults()?).await?);

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use crate::{
-    churn::Churn, isolation::Row, launch::Burst, machine::Machine, overhead::Overhead, runtimes::Runtimes,
+    churn::Churn, isolation::Row, launch::Burst, machine::Machine, net::Net, overhead::Overhead,
+    runtimes::Runtimes,
 };
 
 /// The results of one invocation.
@@ -20,11 +21,21 @@ pub(crate) struct Report {
     pub(crate) churn: Option<Churn>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) isolation: Option<Vec<Row>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) net: Option<Net>,
 }
 
 impl Report {
     /// Nothing measured yet.
     pub(crate) fn of(machine: Machine) -> Self {
-        Self { machine, launch: None, overhead: None, runtimes: None, churn: None, isolation: None }
+        Self {
+            machine,
+            launch: None,
+            overhead: None,
+            runtimes: None,
+            churn: None,
+            isolation: None,
+            net: None,
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The report as people read it.
 
+use bulkhead_proto::rate::bits_per_sec;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
 use crate::{
@@ -8,6 +9,7 @@ use crate::{
     latency::Summary,
     launch::Burst,
     machine::Machine,
+    net::Net,
     overhead::{Overhead, Window},
     process_cost::ProcessCost,
     report::Report,
@@ -22,6 +24,7 @@ pub(crate) fn render(report: &Report) -> String {
     parts.extend(report.overhead.as_ref().map(overhead));
     parts.extend(report.churn.as_ref().map(churn));
     parts.extend(report.isolation.as_deref().map(isolation));
+    parts.extend(report.net.as_ref().map(net));
     parts.join("\n\n")
 }
 
@@ -162,6 +165,35 @@ fn isolation(rows: &[Row]) -> String {
     table(&["VICTIM", "BESIDE", "P50 ms", "P99 ms", "A SECOND"], lines)
 }
 
+fn net(net: &Net) -> String {
+    let pacing = net.pacing.iter().map(|paced| {
+        let (asked, measured) = (paced.asked_bits_per_sec, paced.measured_bits_per_sec);
+        let error = format!("{:+.3} %", paced.error_percent);
+        vec![bits_per_sec(asked), paced.shaper.name().to_owned(), measured.to_string(), error]
+    });
+    let trips = net.round_trips.iter().map(|trips| {
+        let times = [trips.latency.p50_us, trips.latency.p99_us, trips.latency.max_us].map(ms);
+        [vec![trips.latency.samples.to_string(), trips.shaper.name().to_owned()], times.to_vec()].concat()
+    });
+    let throughput = net.throughput.iter().map(|one| {
+        let ratio = format!("{:.1} %", one.on_percent_of_off);
+        let rates = [one.off_bits_per_sec, one.on_bits_per_sec].map(bits_per_sec);
+        [vec![String::new(), one.path.to_owned()], rates.to_vec(), vec![ratio]].concat()
+    });
+    let programs = net
+        .programs
+        .iter()
+        .map(|one| vec![one.runs.to_string(), one.program.clone(), format!("{:.1}", one.ns_per_run)]);
+    let mut parts = vec![
+        table(&["RATE", "PACED BY", "MEASURED bit/s", "ERROR"], pacing.collect()),
+        table(&["REQUESTS", "BESIDE BULK, BY", "P50 ms", "P99 ms", "MAX ms"], trips.collect()),
+        table(&["", "IPERF3 OVER", "OFF", "ON", "ON / OFF"], throughput.collect()),
+        table(&["RUNS", "BPF PROGRAM", "ns A RUN"], programs.collect()),
+    ];
+    parts.extend(net.skipped.iter().map(|why| format!("left out: {why}")));
+    parts.join("\n\n")
+}
+
 fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).force_no_tty().set_header(header);
@@ -230,6 +262,7 @@ mod tests {
             runtimes: None,
             churn: None,
             isolation: None,
+            net: None,
         }
     }
 
