@@ -24,10 +24,11 @@ use nix::{
 };
 
 use self::child::{Prepared, child};
-pub use self::step::{ChildStep, Mount};
+pub use self::step::{ChildStep, Layers, Mount};
 use crate::kernel::stack::Stack;
 
 mod child;
+mod overlay;
 mod step;
 
 #[cfg(not(target_arch = "x86_64"))]

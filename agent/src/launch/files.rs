@@ -2,7 +2,6 @@
 
 use std::{
     fs::OpenOptions,
-    io,
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::fs::OpenOptionsExt as _,
@@ -30,7 +29,7 @@ pub(super) struct Files {
     /// Readable paths that its own /tmp would hide.
     readable: Vec<(OwnedFd, PathBuf)>,
     /// Of its root, the highest first; none is the host's.
-    layers: Vec<OwnedFd>,
+    layers: Vec<PathBuf>,
     devices: Vec<(OwnedFd, PathBuf)>,
     pub(super) landlock: Option<OwnedFd>,
     /// In the order in which they are to be installed.
@@ -75,7 +74,7 @@ impl Files {
         });
         Some(View {
             parts,
-            layers: self.layers.iter().map(OwnedFd::as_fd).collect(),
+            layers: self.layers.iter().map(PathBuf::as_path).collect(),
             private: fences.private_files,
             pid_namespace: fences.namespaces.pid,
             trees: own.into_iter().chain(of_host(&self.readable, false)).chain(volumes).collect(),
@@ -87,13 +86,13 @@ impl Files {
 
 /// The directories that a task's root is made of. On top lie those that the rest is mounted on: the targets of its own
 /// volumes, and the skeleton of every image.
-fn layers(task: &Prepared) -> Result<Vec<OwnedFd>, LaunchError> {
+fn layers(task: &Prepared) -> Result<Vec<PathBuf>, LaunchError> {
     let Some(image) = &task.image else { return Ok(Vec::new()) };
     let targets = || task.plan.volumes.iter().map(|volume| volume.target.as_path());
     let own = if task.volumes.is_empty() { None } else { Some(task.sandbox.layer(targets())?) };
     let skeleton = &task.launcher.shared.parts.host_parts.skeleton;
     let highest_first = own.iter().chain([skeleton]).chain(image.layers.iter().rev());
-    highest_first.map(|path| open_path(path).map_err(at(path))).collect()
+    Ok(highest_first.cloned().collect())
 }
 
 fn filters(task: &Prepared, cache: &FilterCache) -> Result<Vec<Arc<Filter>>, LaunchError> {
@@ -125,15 +124,8 @@ fn of_host(trees: &[(OwnedFd, PathBuf)], writable: bool) -> Vec<FileTree<'_>> {
 }
 
 fn clone_tree(path: &Path) -> Result<OwnedFd, LaunchError> {
-    open_path(path).and_then(|opened| mounts::clone_tree(opened.as_fd())).map_err(at(path))
-}
-
-/// Not opened for reading: a device would answer to that.
-fn open_path(path: &Path) -> io::Result<OwnedFd> {
-    OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).map(OwnedFd::from)
-}
-
-fn at(path: &Path) -> impl FnOnce(io::Error) -> LaunchError {
-    let path = path.to_owned();
-    move |source| LaunchError::Mount { path, source }
+    // Not opened for reading: a device would answer to that.
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path);
+    let opened = opened.and_then(|directory| mounts::clone_tree(directory.as_fd()));
+    opened.map_err(|source| LaunchError::Mount { path: path.to_owned(), source })
 }

@@ -18,16 +18,13 @@
 
 use std::{
     ffi::CString,
-    os::{
-        fd::{AsRawFd as _, BorrowedFd},
-        unix::ffi::OsStrExt as _,
-    },
+    os::{fd::BorrowedFd, unix::ffi::OsStrExt as _},
     path::{Path, PathBuf},
 };
 
 use nix::sys::stat::{SFlag, makedev};
 
-use crate::kernel::spawn::{ChildStep, Mount};
+use crate::kernel::spawn::{ChildStep, Layers, Mount};
 
 /// Where a task with an image finds its sandbox.
 pub const SANDBOX_IN_IMAGE: &str = "/mnt/sandbox";
@@ -77,7 +74,7 @@ pub struct View<'a> {
     /// Shared directories.
     pub parts: &'a HostParts,
     /// The directories that the root is laid of, the highest first; none is the host's root.
-    pub layers: Vec<BorrowedFd<'a>>,
+    pub layers: Vec<&'a Path>,
     /// A /tmp, /dev and /proc of its own, and all else read-only? Always with layers.
     pub private: bool,
     /// Then /proc must show its processes.
@@ -101,9 +98,6 @@ pub enum ViewError {
 
 const NOSUID_NODEV: u64 = libc::MS_NOSUID | libc::MS_NODEV;
 const HARMLESS: u64 = NOSUID_NODEV | libc::MS_NOEXEC;
-/// Where a process finds its descriptors by their numbers. mount(2) takes a page of options, which the paths of forty
-/// layers would fill; of these names 500 fit, and that many layers are all that overlayfs takes.
-const DESCRIPTORS: &str = "/proc/self/fd";
 /// Nodes of /dev that are only a handful of inodes; what is large in it is /dev/shm, which is memory of the task.
 const DEV_OPTIONS: &str = "mode=755";
 /// Group 5 is `tty` on every distribution.
@@ -196,13 +190,13 @@ impl<'a> Steps<'a> {
         Ok(())
     }
 
-    /// Names of layers are looked up from where the process is, and through the host's /proc, which is there until a new
-    /// one is mounted.
     fn overlay(&mut self, view: &View<'_>) -> Result<(), ViewError> {
-        self.list.push(ChildStep::Directory(cstring(Path::new(DESCRIPTORS))?));
-        let names: Vec<String> = view.layers.iter().map(|layer| layer.as_raw_fd().to_string()).collect();
-        let options = format!("lowerdir={}", names.join(":"));
-        self.mount("overlay", &view.parts.root, libc::MS_RDONLY | libc::MS_NODEV, Some(&options))
+        let mut layers = Layers::default();
+        for path in &view.layers {
+            layers.push(&cstring(path)?);
+        }
+        self.list.push(ChildStep::Overlay { layers, target: cstring(&view.parts.root)? });
+        Ok(())
     }
 
     /// A memory file system with the usual files; /dev/shm is part of it.

@@ -13,6 +13,8 @@ use std::{
 
 use nix::errno::Errno;
 
+use super::overlay::mount_overlay;
+
 /// One step as the child needs it. Pointers are valid until the parent's `spawn` returns.
 #[derive(Clone, Copy)]
 pub(super) enum Op {
@@ -26,6 +28,11 @@ pub(super) enum Op {
         fstype: *const c_char,
         flags: u64,
         data: *const c_char,
+    },
+    Overlay {
+        layers: *const c_char,
+        count: usize,
+        target: *const c_char,
     },
     MoveMount(RawFd, *const c_char),
     MountAttributes {
@@ -140,10 +147,10 @@ pub(super) extern "C" fn child(prepared: *mut Prepared<'_>) -> ! {
     fail(p, count, errno)
 }
 
-type Done = Result<(), c_int>;
+pub(super) type Done = Result<(), c_int>;
 
 /// Whether a raw system call succeeded; else its errno.
-fn done(result: c_long) -> Done {
+pub(super) fn done(result: c_long) -> Done {
     if result < 0 { Err(Errno::last_raw()) } else { Ok(()) }
 }
 
@@ -161,6 +168,7 @@ unsafe fn perform(op: &Op) -> Done {
             Op::Mount { source, target, fstype, flags, data } => {
                 done(libc::syscall(libc::SYS_mount, source, target, fstype, flags, data))
             }
+            Op::Overlay { layers, count, target } => mount_overlay(layers, count, target),
             Op::MoveMount(tree, target) => {
                 let (here, empty) = (libc::AT_FDCWD, c"".as_ptr());
                 let flags = libc::MOVE_MOUNT_F_EMPTY_PATH;

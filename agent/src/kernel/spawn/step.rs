@@ -24,6 +24,22 @@ pub struct Mount {
     pub data: Option<CString>,
 }
 
+/// Directories that are laid over each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layers {
+    /// Their paths, each with its NUL byte.
+    paths: Vec<u8>,
+    count: usize,
+}
+
+impl Layers {
+    /// One more, below those that are there.
+    pub fn push(&mut self, path: &CStr) {
+        self.paths.extend_from_slice(path.to_bytes_with_nul());
+        self.count += 1;
+    }
+}
+
 /// One step of the child. Each is a few system calls on what was prepared before; its display names what it does
 /// to what, for the error.
 #[derive(Clone, Debug)]
@@ -38,6 +54,13 @@ pub enum ChildStep<'a> {
     LoopbackUp,
     /// mount(2).
     Mount(Mount),
+    /// Mount a read-only overlay of directories, without device files. Leaves the process in another directory.
+    Overlay {
+        /// The highest first; at least two.
+        layers: Layers,
+        /// Where.
+        target: CString,
+    },
     /// Attach a mount that the parent made with open_tree(2).
     MoveMount {
         /// From open_tree with `OPEN_TREE_CLONE`.
@@ -168,6 +191,11 @@ impl ChildStep<'_> {
                 flags: mount.flags,
                 data: mount.data.as_deref().map_or(ptr::null(), CStr::as_ptr),
             },
+            Self::Overlay { layers, target } => Op::Overlay {
+                layers: layers.paths.as_ptr().cast(),
+                count: layers.count,
+                target: target.as_ptr(),
+            },
             Self::MoveMount { tree, target } => Op::MoveMount(tree.as_raw_fd(), target.as_ptr()),
             Self::MountAttributes { path, recursive, set, clear } => {
                 Op::MountAttributes { path: path.as_ptr(), recursive: *recursive, set: *set, clear: *clear }
@@ -216,6 +244,9 @@ impl fmt::Display for ChildStep<'_> {
             Self::Hostname(name) => write!(f, "set the host name {}", text(name)),
             Self::LoopbackUp => f.write_str("take the loopback interface up"),
             Self::Mount(mount) => mount.fmt(f),
+            Self::Overlay { layers, target } => {
+                write!(f, "mount an overlay of {} directories on {}", layers.count, text(target))
+            }
             Self::MoveMount { target, .. } => write!(f, "attach a mount to {}", text(target)),
             Self::MountAttributes { path, recursive, .. } => {
                 let below = if *recursive { " and of all below it" } else { "" };

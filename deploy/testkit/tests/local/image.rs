@@ -5,14 +5,24 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
 };
 
 use anyhow::{Context as _, Result, bail};
 use bulkhead_proto::v1::{Image, LogStream, TaskReason, TaskState};
 use bulkhead_stage::{Digest, digest::Algorithm};
-use bulkhead_testkit::{Cluster, Framework, Options, Task, harness, trials};
+use bulkhead_testkit::{
+    Cluster, Framework, HANG, Options, Task,
+    cluster::{Verdict, until},
+    harness, trials,
+};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpListener,
+    sync::watch,
+};
 
 pub(crate) fn tests() -> Vec<Trial> {
     trials![
@@ -20,11 +30,22 @@ pub(crate) fn tests() -> Vec<Trial> {
         the_task_overrides_what_the_image_says,
         images_that_cannot_be_had_are_told,
         a_restarted_agent_keeps_the_layers_of_a_running_task,
+        a_hundred_layers_are_one_root,
+        a_kill_ends_the_fetching_of_an_image,
     ]
 }
 
 /// A statically linked shell with everything else in it.
 const BUSYBOX: &str = "/bin/busybox";
+
+/// # Errors
+/// A skip where it is not there.
+pub(crate) fn need_busybox() -> Result<()> {
+    if Path::new(BUSYBOX).exists() {
+        return Ok(());
+    }
+    harness::skip("/bin/busybox is not there (package busybox-static)")
+}
 
 fn sha256(bytes: &[u8]) -> Digest {
     Digest::of(Algorithm::Sha256, bytes)
@@ -47,25 +68,30 @@ fn pack(dir: &Path) -> Result<Vec<u8>> {
     Ok(packed.stdout)
 }
 
-/// An image of two layers below `dir`: a shell with a user database, and a file that the second layer takes away.
-fn make_image(dir: &Path, config: &Value) -> Result<PathBuf> {
-    let (lower, upper, layout) = (dir.join("lower"), dir.join("upper"), dir.join("images/app"));
+/// An image below `dir`: a shell with a user database, and whatever is laid over it, the last on top.
+pub(crate) fn make_image(dir: &Path, config: &Value, over: &[PathBuf]) -> Result<PathBuf> {
+    let (lower, layout) = (dir.join("lower"), dir.join("images/app"));
     for part in ["bin", "etc", "srv"] {
         fs::create_dir_all(lower.join(part))?;
     }
     fs::copy(BUSYBOX, lower.join("bin/busybox"))?;
     fs::set_permissions(lower.join("bin/busybox"), fs::Permissions::from_mode(0o755))?;
-    for tool in ["sh", "id", "cat", "ls", "pwd", "touch", "sleep"] {
+    for tool in ["sh", "id", "cat", "dd", "ls", "pwd", "touch", "sleep"] {
         std::os::unix::fs::symlink("busybox", lower.join("bin").join(tool))?;
     }
     fs::write(lower.join("etc/passwd"), "root:x:0:0::/:/bin/sh\napp:x:4321:4322::/srv:/bin/sh\n")?;
     fs::write(lower.join("etc/group"), "root:x:0:\napp:x:4322:\nmore:x:4323:app\n")?;
     fs::write(lower.join("srv/gone"), "below")?;
-    fs::create_dir_all(upper.join("srv"))?;
-    fs::write(upper.join("srv/.wh.gone"), "")?;
-    fs::write(upper.join("srv/own"), "above")?;
     fs::create_dir_all(layout.join("blobs/sha256"))?;
-    let layers = [pack(&lower)?, pack(&upper)?];
+    let layers = [lower].iter().chain(over).map(|layer| pack(layer)).collect::<Result<Vec<_>>>()?;
+    let (manifest, _) = put_manifest(&layout, config, &layers)?;
+    fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#)?;
+    fs::write(layout.join("index.json"), json!({"manifests": [manifest]}).to_string())?;
+    Ok(layout)
+}
+
+/// Writes an image of these layers, and says how an index refers to it, and where its last layer is.
+fn put_manifest(layout: &Path, config: &Value, layers: &[Vec<u8>]) -> Result<(Value, String)> {
     let ids: Vec<_> = layers.iter().map(|layer| sha256(layer).to_string()).collect();
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -75,12 +101,19 @@ fn make_image(dir: &Path, config: &Value) -> Result<PathBuf> {
     let document = json!({
         "os": "linux", "architecture": architecture, "config": config, "rootfs": {"type": "layers", "diff_ids": ids},
     });
-    let config = put_blob(&layout, document.to_string().as_bytes())?;
-    let layers = layers.iter().map(|layer| put_blob(&layout, layer)).collect::<Result<Vec<_>>>()?;
-    let manifest = put_blob(&layout, json!({"config": config, "layers": layers}).to_string().as_bytes())?;
-    fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#)?;
-    fs::write(layout.join("index.json"), json!({"manifests": [manifest]}).to_string())?;
-    Ok(layout)
+    let config = put_blob(layout, document.to_string().as_bytes())?;
+    let layers = layers.iter().map(|layer| put_blob(layout, layer)).collect::<Result<Vec<_>>>()?;
+    let manifest = put_blob(layout, json!({"config": config, "layers": layers}).to_string().as_bytes())?;
+    Ok((manifest, ids.last().cloned().unwrap_or_default()))
+}
+
+/// A second layer, which takes a file of the first away.
+fn upper(dir: &Path) -> Result<PathBuf> {
+    let upper = dir.join("upper");
+    fs::create_dir_all(upper.join("srv"))?;
+    fs::write(upper.join("srv/.wh.gone"), "")?;
+    fs::write(upper.join("srv/own"), "above")?;
+    Ok(upper)
 }
 
 /// A cluster whose agent takes images from a directory, and one image there.
@@ -92,14 +125,19 @@ struct Setup {
 
 impl Setup {
     async fn new(config: &Value) -> Result<Self> {
-        if !Path::new(BUSYBOX).exists() {
-            return harness::skip("/bin/busybox is not there (package busybox-static)");
-        }
         let dir = tempfile::tempdir()?;
-        let layout = make_image(dir.path(), config)?;
+        let over = upper(dir.path())?;
+        Self::over(dir, config, &[over]).await
+    }
+
+    async fn over(dir: tempfile::TempDir, config: &Value, over: &[PathBuf]) -> Result<Self> {
+        need_busybox()?;
+        let layout = make_image(dir.path(), config, over)?;
         let images = dir.path().join("images").display().to_string();
         let agent_args = vec!["--image-dir".into(), images];
-        let cluster = Cluster::start(Options { agent_args, ..Options::default() }).await?;
+        let options =
+            Options { agent_args, dir: crate::IMAGE_PARENT.map(PathBuf::from), ..Options::default() };
+        let cluster = Cluster::start(options).await?;
         Ok(Self { cluster, dir, reference: format!("oci:{}", layout.display()) })
     }
 
@@ -194,4 +232,111 @@ async fn a_restarted_agent_keeps_the_layers_of_a_running_task() -> Result<()> {
     assert_eq!(end.exit_code, Some(0), "{end:?}");
     framework.teardown().await?;
     setup.cluster.finish().await
+}
+
+async fn a_hundred_layers_are_one_root() -> Result<()> {
+    const LAYERS: usize = 100;
+    let dir = tempfile::tempdir()?;
+    // Each adds a file and replaces one.
+    let layer = |n: usize| -> Result<PathBuf> {
+        let layer = dir.path().join(format!("layer-{n}"));
+        fs::create_dir_all(layer.join("srv/all"))?;
+        fs::write(layer.join(format!("srv/all/{n}")), "")?;
+        fs::write(layer.join("srv/last"), n.to_string())?;
+        Ok(layer)
+    };
+    let over = (1..LAYERS).map(layer).collect::<Result<Vec<_>>>()?;
+    let config =
+        json!({"Cmd": ["/bin/sh", "-c", "set -- /srv/all/*; echo $#; cat /srv/last"], "User": "app"});
+    let setup = Setup::over(dir, &config, &over).await?;
+    let framework = setup.cluster.framework("layers").await?;
+    let end = framework.run(setup.task("t", &[])).await?;
+    assert_eq!((end.state(), end.exit_code), (TaskState::Finished, Some(0)), "{end:?}");
+    assert_eq!(setup.output(&framework, "t").await?, "99\n99");
+    framework.teardown().await?;
+    setup.cluster.finish().await
+}
+
+/// A registry with one image, whose layer begins and never ends.
+async fn stalling_registry(
+    layout: PathBuf,
+    manifest: String,
+    layer: String,
+) -> Result<(String, watch::Receiver<bool>)> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let host = listener.local_addr()?.to_string();
+    let (begun, stalled) = watch::channel(false);
+    let begun = Arc::new(begun);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let (layout, manifest, layer, begun) =
+                (layout.clone(), manifest.clone(), layer.clone(), Arc::clone(&begun));
+            tokio::spawn(async move {
+                let mut lines = BufReader::new(&mut stream).lines();
+                let request = lines.next_line().await?.unwrap_or_default();
+                while lines.next_line().await?.is_some_and(|line| !line.is_empty()) {}
+                let path = request.split(' ').nth(1).unwrap_or_default();
+                let name = path.rsplit('/').next().unwrap_or_default();
+                let digest = if path.contains("/manifests/") { manifest } else { name.to_owned() };
+                let blob = layout.join("blobs/sha256").join(digest.trim_start_matches("sha256:"));
+                let content = fs::read(blob).unwrap_or_default();
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-type: application/vnd.oci.image.manifest.v1+json\r\n\
+                     content-length: {}\r\nconnection: close\r\n\r\n",
+                    content.len()
+                );
+                stream.write_all(head.as_bytes()).await?;
+                if digest == layer {
+                    stream.write_all(&content[..content.len() / 2]).await?;
+                    begun.send_replace(true);
+                    return std::future::pending().await;
+                }
+                stream.write_all(&content).await
+            });
+        }
+    });
+    Ok((host, stalled))
+}
+
+async fn a_kill_ends_the_fetching_of_an_image() -> Result<()> {
+    need_busybox()?;
+    let dir = tempfile::tempdir()?;
+    let over = upper(dir.path())?;
+    let config = json!({"Cmd": ["/bin/id"], "User": "app"});
+    let layout = make_image(dir.path(), &config, &[])?;
+    let layers = [pack(&dir.path().join("lower"))?, pack(&over)?, vec![7; 1 << 20]];
+    let (manifest, last) = put_manifest(&layout, &config, &layers)?;
+    let manifest = manifest["digest"].as_str().context("a digest")?.to_owned();
+    let (host, mut stalled) = stalling_registry(layout, manifest, last).await?;
+    let settings = dir.path().join("agent.toml");
+    fs::write(&settings, format!("insecure_registries = [{host:?}]\n"))?;
+    let agent_args = vec!["--config".to_owned(), settings.display().to_string()];
+    let parent = crate::IMAGE_PARENT.map(PathBuf::from);
+    let cluster = Cluster::start(Options { agent_args, dir: parent, ..Options::default() }).await?;
+    let framework = cluster.framework("stalls").await?;
+    let image = Image { reference: format!("docker://{host}/app:latest") };
+    framework.launch(Task::new("t", ["/bin/id"]).with(|spec| spec.image = Some(image))).await?;
+    tokio::time::timeout(HANG, stalled.wait_for(|begun| *begun))
+        .await
+        .context("nobody asks for the layer")??;
+    framework.kill("t", 0).await?;
+    let end = framework.end_of("t").await?;
+    assert_eq!((end.state(), end.reason()), (TaskState::Killed, TaskReason::KilledByFramework), "{end:?}");
+    assert!(!cluster.task_dir(&framework, "t").exists(), "it had no sandbox so far");
+    // The half of a layer goes; whole ones are worth keeping, and no image refers to them.
+    let store = cluster.work_dir().join("images");
+    let entries =
+        |name: &str| fs::read_dir(store.join(name)).map(|dir| dir.flatten().count()).unwrap_or_default();
+    until("the unfinished layer to be gone", || async {
+        if entries("tmp") == 0 {
+            Ok(())
+        } else {
+            Err(Verdict::NotYet(format!("{} are there", entries("tmp"))))
+        }
+    })
+    .await?;
+    assert!(entries("layers") <= 2, "{} layers", entries("layers"));
+    assert_eq!(entries("images"), 0);
+    framework.teardown().await?;
+    cluster.finish().await
 }

@@ -25,6 +25,9 @@ use bulkhead_testkit::{
 /// For tests that neither stop anything nor need it otherwise.
 static CLUSTER: Shared = Shared::new(Options::default);
 
+/// Where agents work that unpack images: anywhere.
+const IMAGE_PARENT: Option<&str> = None;
+
 fn main() -> ExitCode {
     let unfit = match host::cgroup2_mount() {
         _ if !host::is_root() => Some("needs root"),

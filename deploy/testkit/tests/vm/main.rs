@@ -10,6 +10,8 @@ mod devices;
 mod disk_io;
 mod disk_space;
 mod hostile;
+#[path = "../local/image.rs"]
+mod image;
 #[path = "../local/kill.rs"]
 mod kill;
 mod memory;
@@ -20,6 +22,7 @@ mod pids;
 mod ports;
 mod quota_fences;
 mod resize;
+mod staging;
 mod traces;
 mod volumes;
 
@@ -36,6 +39,9 @@ static CLUSTER: Shared = Shared::new(options);
 
 /// Below it tasks may read what a test puts there.
 const READABLE: &str = "/var/tmp/bulkhead-vm";
+
+/// Where agents work that unpack images: the guest's root is an overlay, in which no whiteouts can be made.
+const IMAGE_PARENT: Option<&str> = Some("/dev/shm");
 
 fn options() -> Options {
     // Where it cannot be made, the cluster says so.
@@ -55,6 +61,8 @@ fn main() -> ExitCode {
         cpu::tests(),
         disk_space::tests(),
         quota_fences::tests(),
+        staging::tests(),
+        image::tests(),
         volumes::tests(),
         hostile::tests(),
         devices::tests(),

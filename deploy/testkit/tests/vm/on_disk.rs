@@ -116,9 +116,9 @@ pub(crate) const FILL: &str = "\
 import errno, os, sys, time
 # The output counts too: its first block must be there before the rest is gone.
 print('filled:', end=' ', flush=True)
-f = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
 total = 0
 try:
+    f = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
     while True:
         total += os.write(f, b'x' * 4096)
         if total % (1 << 20) == 0:

@@ -1,0 +1,114 @@
+//! What a task brings along counts towards its disk quota: its artifacts, and what it writes in an image.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use bulkhead_proto::v1::{Artifact, Image, TaskReason, TaskState};
+use bulkhead_testkit::{Options, Task, trials};
+use libtest_mimic::Trial;
+use serde_json::json;
+
+use crate::{
+    image,
+    on_disk::{Kind, OnDisk},
+};
+
+pub(crate) fn tests() -> Vec<Trial> {
+    trials![
+        ext4_refuses_artifacts_that_do_not_fit,
+        xfs_refuses_artifacts_that_do_not_fit,
+        ext4_holds_a_task_in_an_image,
+        xfs_holds_a_task_in_an_image,
+    ]
+}
+
+const QUOTA_MIB: u64 = 8;
+
+async fn ext4_refuses_artifacts_that_do_not_fit() -> Result<()> {
+    refuses(Kind::Ext4).await
+}
+
+async fn xfs_refuses_artifacts_that_do_not_fit() -> Result<()> {
+    refuses(Kind::Xfs).await
+}
+
+async fn refuses(kind: Kind) -> Result<()> {
+    let host = tempfile::tempdir()?;
+    // The last fits the grant to the byte, and leaves nothing for the directories: there the kernel refuses.
+    let sizes = [("fits", (QUOTA_MIB - 1) << 20), ("large", QUOTA_MIB << 21), ("exact", QUOTA_MIB << 20)];
+    for (name, bytes) in sizes {
+        fs::write(host.path().join(name), vec![b'x'; usize::try_from(bytes)?])?;
+    }
+    let settings = format!("artifact_dirs = [{:?}]\ndisk_projects = \"7000-7001\"\n", host.path());
+    let on = OnDisk::with(kind, &settings, Options::default()).await?;
+    let framework = on.cluster.framework("staging").await?;
+    let refusal = if kind == Kind::Ext4 { "Disk quota exceeded" } else { "No space left" };
+    let task = |id: &str, name: &str| {
+        let uri = host.path().join(name).display().to_string();
+        let artifact = Artifact { uri, ..Artifact::default() };
+        Task::new(id, ["stat", "-c", "%s", name])
+            .disk_mib(QUOTA_MIB)
+            .with(|spec| spec.artifacts.push(artifact))
+    };
+    // There are two project ids: each refused launch must have given its own back.
+    for round in 0..3 {
+        for (name, why) in [("large", "8388608 bytes"), ("exact", refusal)] {
+            let id = format!("{name}-{round}");
+            let end = framework.run(task(&id, name)).await?;
+            assert_eq!(
+                (end.state(), end.reason()),
+                (TaskState::Failed, TaskReason::ArtifactFailed),
+                "{end:?}"
+            );
+            ensure!(end.message.contains(name) && end.message.contains(why), "{}", end.message);
+            let sandbox = on.cluster.task_dir(&framework, &id);
+            ensure!(!sandbox.exists(), "{} is left", sandbox.display());
+        }
+    }
+    let end = framework.run(task("fits", "fits")).await?;
+    assert_eq!(end.state(), TaskState::Finished, "{end:?}");
+    framework.teardown().await?;
+    on.finish().await
+}
+
+async fn ext4_holds_a_task_in_an_image() -> Result<()> {
+    holds(Kind::Ext4).await
+}
+
+async fn xfs_holds_a_task_in_an_image() -> Result<()> {
+    holds(Kind::Xfs).await
+}
+
+async fn holds(kind: Kind) -> Result<()> {
+    image::need_busybox()?;
+    let dir = tempfile::tempdir()?;
+    let layout = image::make_image(dir.path(), &json!({"User": "app", "Env": ["PATH=/bin"]}), &[])?;
+    let settings = format!("image_dirs = [{:?}]\ndisk_projects = \"7000-7099\"\n", dir.path());
+    let on = OnDisk::with(kind, &settings, Options::default()).await?;
+    let framework = on.cluster.framework("image").await?;
+    // All that it can write to, its sandbox and its /tmp, is of one quota; the image itself is nobody's to change.
+    let fill = "\
+dd if=/dev/zero of=/mnt/sandbox/half bs=1048576 count=4 2>/dev/null
+dd if=/dev/zero of=/tmp/rest bs=4096 2>&1
+busybox wc -c /mnt/sandbox/half /tmp/rest
+touch /bin/new 2>&1 || true";
+    let reference = format!("oci:{}", layout.display());
+    let task = Task::new("t", ["sh", "-c", fill])
+        .disk_mib(QUOTA_MIB)
+        .with(|spec| spec.image = Some(Image { reference }));
+    let end = framework.run(task).await?;
+    assert_eq!(end.state(), TaskState::Finished, "{end:?}");
+    let said = on.cluster.stdout(&framework, "t").await?;
+    let refusal = if kind == Kind::Ext4 { "quota exceeded" } else { "No space left" };
+    ensure!(said.contains(refusal) && said.contains("Read-only file system"), "{said}");
+    let total = said.lines().find_map(|line| line.trim().strip_suffix(" total")?.parse::<u64>().ok());
+    let total = total.with_context(|| said.clone())?;
+    ensure!(total <= QUOTA_MIB << 20 && total + (256 << 10) >= QUOTA_MIB << 20, "{said}");
+    let usage = end.usage.context("a usage")?;
+    assert!(
+        usage.disk_bytes <= QUOTA_MIB << 20 && usage.disk_bytes + (64 << 10) >= QUOTA_MIB << 20,
+        "{usage:?}"
+    );
+    framework.teardown().await?;
+    on.finish().await
+}
