@@ -6,7 +6,7 @@ const INCLUDE: &str = "proto";
 const FILES: [&str; 5] = ["types", "link", "scheduler", "operator", "agent"];
 
 /// Fields that hold an enum, and its type: JSON shows the name instead of the number.
-const ENUM_FIELDS: [(&str, &str); 9] = [
+const ENUM_FIELDS: [(&str, &str); 14] = [
     ("Grant.class", "ResourceClass"),
     ("Offer.class", "ResourceClass"),
     ("TaskStatus.state", "TaskState"),
@@ -16,6 +16,11 @@ const ENUM_FIELDS: [(&str, &str); 9] = [
     ("Event.kind", "EventKind"),
     ("Event.protocol", "Protocol"),
     ("NetOptions.port_choice", "PortChoice"),
+    ("NetOptions.net_default", "NetAction"),
+    ("NetRule.action", "NetAction"),
+    ("NetRule.direction", "NetDirection"),
+    ("NetRule.peer", "NetPeer"),
+    ("NetRule.protocol", "Protocol"),
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

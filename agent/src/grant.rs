@@ -14,6 +14,10 @@ use bulkhead_proto::{
 
 use crate::kernel::bpf::{MAX_BITS_PER_SEC, MIN_BITS_PER_SEC};
 
+pub mod talk;
+
+use talk::{TalkError, TalkGrant};
+
 /// How firmly a grant is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
@@ -48,6 +52,8 @@ pub struct Grant {
     pub net: NetGrant,
     /// What it may send and receive.
     pub bandwidth: Bandwidth,
+    /// Whom it may talk to.
+    pub talk: TalkGrant,
 }
 
 /// What a task may do on the network.
@@ -229,6 +235,9 @@ pub enum GrantError {
     /// A bandwidth that nothing can be held to.
     #[error("bandwidth: {0}")]
     Bandwidth(String),
+    /// A rule about peers that no kernel takes.
+    #[error("network: {0}")]
+    Talk(#[from] TalkError),
     /// No device of the host.
     #[error("device {path:?}: {why}")]
     Device {
@@ -274,6 +283,7 @@ impl Grant {
             devices: grant.devices.iter().map(device).collect::<Result<_, _>>()?,
             net: net(grant)?,
             bandwidth: bandwidth(grant, resources)?,
+            talk: grant.net.as_ref().map(TalkGrant::check).transpose()?.unwrap_or_default(),
         })
     }
 }
@@ -493,6 +503,7 @@ pub(crate) fn plain(class: Class, cpu_milli: u64, mem_bytes: u64) -> Grant {
         devices: vec![],
         net: NetGrant::default(),
         bandwidth: Bandwidth::default(),
+        talk: TalkGrant::default(),
     }
 }
 

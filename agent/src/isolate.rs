@@ -26,6 +26,7 @@ pub mod network;
 pub mod output;
 pub mod pids;
 pub mod ports;
+pub mod talk;
 pub mod tree;
 
 /// Where one task is held.

@@ -145,6 +145,7 @@ impl Metrics {
             EventKind::OutOfMemory => self.limit_hit("memory", more),
             EventKind::PidsLimit => self.limit_hit("pids", more),
             EventKind::DeviceDenied => self.limit_hit("devices", more),
+            EventKind::PeerDenied => self.limit_hit("peers", more),
             EventKind::DiskFull => self.limit_hit("disk", more),
             EventKind::OutputTruncated => self.limit_hit("output", more),
             EventKind::MemoryStalled => self.limit_hit("memory_stall", more),

@@ -82,6 +82,7 @@ mod tests {
     #[test]
     fn every_shared_name_is_a_symbol_of_the_object() {
         let all = names::ENFORCE_MAPS.iter().chain(&names::ENFORCE_PROGRAMS).chain([&names::TASK_LEVEL]);
+        let all = all.chain(&names::TALK_MAPS).chain(&names::TALK_PROGRAMS);
         for name in all {
             assert!(mentions(ENFORCE, name), "{name}");
         }

@@ -1,9 +1,9 @@
 //! The BPF programs: loading them once, and typed handles to what they share with the agent.
 //!
 //! ```text
-//! agent --ensure_loaded--> short-lived child --load_and_pin--> /sys/fs/bpf/bulkhead/{ports-...,devices-...,net-...,
-//!     exits-...,ooms-...,foreign-...}
-//! agent <--PortRules, DeviceRules, NetRules, DenialStream, ExitRecords, OomRecords, ForeignTimes-- the same pins
+//! agent --ensure_loaded--> short-lived child --load_and_pin--> /sys/fs/bpf/bulkhead/{ports-...,devices-...,talk-...,
+//!     net-...,exits-...,ooms-...,foreign-...}
+//! agent <--PortRules, DeviceRules, TalkRules, NetRules, DenialStream, ExitRecords, OomRecords, ForeignTimes-- the same pins
 //! ```
 //!
 //! Programs and maps are pinned: they hold while the agent is down, and a restarted agent adopts
@@ -17,6 +17,7 @@ mod devices;
 mod error;
 mod exits;
 mod foreign;
+mod grace;
 mod link;
 mod load;
 mod lsm;
@@ -27,6 +28,8 @@ mod pins;
 mod ports;
 mod probe;
 mod table;
+mod talk;
+mod trie;
 
 pub use denials::DenialStream;
 pub use devices::{DeviceId, DeviceRules, access_name};
@@ -38,6 +41,11 @@ pub use net::{MAX_BITS_PER_SEC, MIN_BITS_PER_SEC, NetRules, Rates};
 pub use ooms::{OomRecords, OomVictim};
 pub use pins::{LOAD_SUBCOMMAND, LoadSpec, Loaded, ensure_loaded, loader_command, remove};
 pub use ports::{PortGrant, PortRules};
-pub use probe::{Support, probe_devices, probe_exits, probe_listen, probe_net, probe_ooms, probe_ports};
+pub use probe::{
+    Support, probe_devices, probe_exits, probe_listen, probe_net, probe_ooms, probe_ports, probe_talk,
+};
+pub use talk::{PrefixVerdicts, TalkRules, Verdicts};
 
-pub use bulkhead_abi::{Denial, DenialEvent, DenialKey, DeviceKey, ForeignTime, NetCount, NetCounters};
+pub use bulkhead_abi::{
+    Denial, DenialEvent, DenialKey, DeviceKey, ForeignTime, NetCount, NetCounters, TalkCounters, TalkKey,
+};

@@ -87,6 +87,12 @@ impl Features {
             "bandwidth is not offered, and traffic is not counted",
         ));
         features.push(feature(
+            "bpf_talk",
+            supported(bpf::probe_talk(), "cgroup address hooks, longest-prefix tables, ring buffer"),
+            "who may talk to whom: a connect or a send against the rules is EPERM in the task's own call",
+            "tasks whose grant has rules that refuse something are refused",
+        ));
+        features.push(feature(
             "bpf_exits",
             supported(bpf::probe_exits(), "raw tracepoint, BTF"),
             "exit codes of tasks that end while no agent runs",

@@ -23,6 +23,7 @@ use crate::{
         output::Outputs,
         pids::Pids,
         ports::{PORT_CHOICE, PortLimits, Ports},
+        talk::Talk,
         tree::Tree,
     },
     kernel::{core_scheduling, probe::Features, quota_warnings::QuotaWarnings},
@@ -80,8 +81,8 @@ impl Isolation {
     }
 }
 
-/// In the order they prepare. Cores, disk I/O, devices, network and ports are always there: they refuse what they cannot
-/// hold.
+/// In the order they prepare. Cores, disk I/O, devices, network, ports and network rules are always there: they refuse
+/// what they cannot hold.
 fn parts(
     host: &Host<'_>,
     disk_io: DiskIo,
@@ -96,6 +97,7 @@ fn parts(
     parts.push(Box::new(disk_io));
     let allowed = host.config.allow_devices.clone();
     parts.push(Box::new(Devices::new(host.programs.devices.clone(), allowed, Arc::clone(host.events))));
+    parts.push(Box::new(Talk::new(host.programs.talk.clone(), Arc::clone(host.events))));
     if host.tree.has("memory") {
         parts.push(Box::new(Memory::open(host.tree, memory(host))?));
     }

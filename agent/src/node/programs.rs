@@ -6,11 +6,11 @@ use super::NodeError;
 use crate::{
     config::Config,
     event::EventLog,
-    isolate::{devices, ports, tree::Tree},
+    isolate::{devices, ports, talk, tree::Tree},
     kernel::{
         bpf::{
             self, DenialStream, DeviceKey, DeviceRules, ExitRecords, ForeignTimes, NetRules, OomRecords,
-            PortRules,
+            PortRules, TalkKey, TalkRules,
         },
         probe::Features,
     },
@@ -24,6 +24,7 @@ pub(super) struct Programs {
     /// Why listen() without bind is not refused, where it is not.
     pub(super) listen_uncovered: Option<String>,
     pub(super) devices: Option<Arc<DeviceRules>>,
+    pub(super) talk: Option<Arc<TalkRules>>,
     pub(super) net: Option<Arc<NetRules>>,
     pub(super) exits: Option<Arc<ExitRecords>>,
     pub(super) ooms: Option<Arc<OomRecords>>,
@@ -36,6 +37,7 @@ pub(super) struct Programs {
 struct Refusals {
     ports: Option<DenialStream>,
     devices: Option<DenialStream<DeviceKey>>,
+    talk: Option<DenialStream<TalkKey>>,
 }
 
 impl Programs {
@@ -48,6 +50,7 @@ impl Programs {
             Self::default()
         });
         metrics.feature("bpf_devices", programs.devices.is_some());
+        metrics.feature("bpf_talk", programs.talk.is_some());
         metrics.feature("bpf_net", programs.net.is_some());
         metrics.feature("port_listen", programs.ports.is_some() && programs.listen_uncovered.is_none());
         programs
@@ -60,6 +63,9 @@ impl Programs {
         }
         if let Some(denials) = self.refusals.devices.take() {
             tokio::spawn(devices::follow(denials, Arc::clone(events)));
+        }
+        if let Some(denials) = self.refusals.talk.take() {
+            tokio::spawn(talk::follow(denials, Arc::clone(events)));
         }
     }
 
@@ -93,6 +99,10 @@ fn load(config: &Config, tree: &Tree) -> Result<Programs, NodeError> {
         "listen() without bind takes an ephemeral port, and packet sockets are held by capabilities alone";
     let _ = there(loaded.listen.as_deref(), uncovered);
     let devices = there(loaded.devices.as_deref(), "devices are not held, and none can be granted");
+    let talk = there(
+        loaded.talk.as_deref(),
+        "tasks are not kept from talking to anybody, and none with such rules is taken",
+    );
     let net = there(loaded.net.as_deref(), "traffic is neither held nor counted");
     let exits = there(loaded.exits.as_deref(), "ends of tasks are not recorded while the agent is away");
     let ooms = there(loaded.ooms.as_deref(), "whom the kernel ends for memory is not recorded");
@@ -104,6 +114,7 @@ fn load(config: &Config, tree: &Tree) -> Result<Programs, NodeError> {
         ports: Some(Arc::new(PortRules::open(&loaded.ports)?)),
         listen_uncovered: loaded.listen.err(),
         devices: devices.map(DeviceRules::open).transpose()?.map(Arc::new),
+        talk: talk.map(TalkRules::open).transpose()?.map(Arc::new),
         net: net.map(NetRules::open).transpose()?.map(Arc::new),
         exits: exits.map(ExitRecords::open).transpose()?.map(Arc::new),
         ooms: ooms.map(OomRecords::open).transpose()?.map(Arc::new),
@@ -111,6 +122,7 @@ fn load(config: &Config, tree: &Tree) -> Result<Programs, NodeError> {
         refusals: Refusals {
             ports: Some(DenialStream::open(&loaded.ports)?),
             devices: devices.map(DenialStream::open_devices).transpose()?,
+            talk: talk.map(DenialStream::open_talk).transpose()?,
         },
     })
 }

@@ -13,6 +13,7 @@ use bulkhead_agent::kernel::bpf::{self, LoadSpec};
 use nix::{
     errno::Errno,
     fcntl::OFlag,
+    sched::{CloneFlags, unshare},
     sys::{
         socket::{Backlog, MsgFlags, SockaddrIn, accept, bind, connect, listen, sendto},
         stat::{Mode, SFlag, makedev, mknod},
@@ -21,7 +22,7 @@ use nix::{
 
 use crate::{
     fixture::this_test,
-    socket::{Kind, other_socket, port_of},
+    socket::{Kind, other_socket, port_of, reach},
 };
 
 const CGROUP: &str = "BULKHEAD_TEST_CGROUP";
@@ -226,6 +227,17 @@ fn order(words: &[&str], sockets: &mut HashMap<String, OwnedFd>) -> Result<Strin
         ["listen", name] => listen(&sockets[name], Backlog::new(1)?)?,
         ["accept-and-close", name] => nix::unistd::close(accept(get(sockets, name))?)?,
         ["close", name] => drop(sockets.remove(name)),
+        // From now on in a network namespace of its own, where nothing is up.
+        ["seclude"] => unshare(CloneFlags::CLONE_NEWNET)?,
+        ["reach", how, kind, address, port] => {
+            reach(how, kind, address.parse().unwrap(), port.parse().unwrap())?;
+        }
+        // How many of `n` such attempts were refused with EPERM.
+        ["count-refused", how, kind, address, port, n] => {
+            let (address, port, n) = (address.parse().unwrap(), port.parse().unwrap(), n.parse().unwrap());
+            let refused = |_: &u32| reach(how, kind, address, port).err() == Some(Errno::EPERM);
+            return Ok((0..n).filter(refused).count().to_string());
+        }
         // How many of `n` attempts at ports from `first` on, `step` apart, were refused with EPERM.
         ["refused", kind, first, step, n] => {
             let (first, step, n): (u16, u16, u16) =

@@ -21,4 +21,5 @@ mod pacing;
 mod pins;
 mod ports;
 mod socket;
+mod talk;
 mod traffic;

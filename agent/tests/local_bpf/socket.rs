@@ -2,16 +2,16 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
-    os::fd::OwnedFd,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
+    os::fd::{AsRawFd as _, OwnedFd},
 };
 
 use nix::{
     errno::Errno,
     sched::{CloneFlags, unshare},
     sys::socket::{
-        AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrLike, SockaddrStorage,
-        getsockname, setsockopt, socket, sockopt,
+        AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrLike, SockaddrStorage,
+        connect, getsockname, sendto, setsockopt, socket, sockopt,
     },
 };
 
@@ -59,6 +59,28 @@ impl Kind {
             Self { dual: true, .. } => v6(Ipv6Addr::UNSPECIFIED),
             _ => v6(Ipv6Addr::LOCALHOST),
         }
+    }
+}
+
+/// Connects, or sends a byte, with a new socket, whatever the address: `tcp`, `udp`, or with an IPv4 address mapped into
+/// IPv6 `tcp-mapped`, `udp-mapped`.
+pub(crate) fn reach(how: &str, kind: &str, address: IpAddr, port: u16) -> Result<(), Errno> {
+    let to: SockaddrStorage = match address {
+        IpAddr::V4(v4) if kind.ends_with("-mapped") => {
+            SocketAddrV6::new(v4.to_ipv6_mapped(), port, 0, 0).into()
+        }
+        IpAddr::V4(v4) => SocketAddrV4::new(v4, port).into(),
+        IpAddr::V6(v6) => SocketAddrV6::new(v6, port, 0, 0).into(),
+    };
+    let family = if to.as_sockaddr_in().is_some() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket_type = if kind.starts_with("tcp") { SockType::Stream } else { SockType::Datagram };
+    let fd = socket(family, socket_type, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
+    match how {
+        "connect" => connect(fd.as_raw_fd(), &to),
+        "fastopen" => {
+            sendto(fd.as_raw_fd(), b"x", &to, MsgFlags::from_bits_retain(libc::MSG_FASTOPEN)).map(drop)
+        }
+        _ => sendto(fd.as_raw_fd(), b"x", &to, MsgFlags::empty()).map(drop),
     }
 }
 

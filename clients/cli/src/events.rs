@@ -176,6 +176,8 @@ struct EventKey {
     framework_id: String,
     task_id: String,
     what: (i32, i32, u32, u32),
+    /// Tells devices and peers apart.
+    message: String,
 }
 
 impl News {
@@ -185,6 +187,7 @@ impl News {
             framework_id: event.framework_id.clone(),
             task_id: event.task_id.clone(),
             what: (event.kind, event.protocol, event.ip_version, event.port),
+            message: event.message.clone(),
         };
         match self.counts.entry(key) {
             Entry::Occupied(mut known) => event.count > known.insert(event.count),

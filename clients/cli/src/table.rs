@@ -215,6 +215,7 @@ pub(crate) fn event_text(event: &Event) -> String {
         EventKind::OutOfMemory => "killed at the memory limit".to_owned(),
         EventKind::PidsLimit => "fork refused at the process limit".to_owned(),
         EventKind::DeviceDenied => "device refused".to_owned(),
+        EventKind::PeerDenied => "peer refused".to_owned(),
         EventKind::DiskFull => "write refused at the disk limit".to_owned(),
         EventKind::OutputTruncated => "output cut off at its head".to_owned(),
         EventKind::MemoryStalled => "ended: stood still for memory".to_owned(),

@@ -16,6 +16,7 @@ mod foreign;
 mod net;
 mod ooms;
 mod ports;
+mod talk;
 
 pub use devices::{
     DEVICE_RING_BYTES, DeviceCounters, DeviceKey, HARMLESS_DEVICES, MAX_DENIED_DEVICES, MAX_DEVICE_DENIALS,
@@ -33,6 +34,12 @@ pub use ports::{
     COMM_LEN, Denial, DenialEvent, DenialKey, EVENT_RING_BYTES, INDEX_WORDS, MAX_DENIALS, MAX_DENIED_PORTS,
     MAX_PORT_WORDS, MAX_SOCKETS, MAX_TASKS, OLDEST_PORTS_VERSION, PORTS_PER_WORD, PORTS_VERSION, PortWord,
     PortWordKey, Protocol, SocketPort, TaskCounters, TaskPorts, denied_call, port_choice, socket_kind,
+};
+pub use talk::{
+    CELLS, Cells, Conversation, INGRESS_CELL, MAX_CONVERSATIONS, MAX_DENIED_PEERS, MAX_NODE_ADDRESSES,
+    MAX_PORT_VERDICTS, MAX_PREFIXES, MAX_STRETCHES, MAX_TALK_DENIALS, PortVerdicts, SET_BITS,
+    TALK_RING_BYTES, TalkCounters, TalkGroups, TalkKey, TalkTask, V4_KEY_BYTES, V6_KEY_BYTES, class, denied,
+    talk_flag, verdict,
 };
 
 /// Version of every layout in this crate but those of ports ([`PORTS_VERSION`]), part of the name of the pin directories.
@@ -129,6 +136,44 @@ pub mod names {
     pub const NET_MAPS: [&str; 5] = [NET_TASKS, NET_DEVICES, NET_LINK, NET_CLOCKS, NET_COUNTERS];
     /// The programs of `enforce` that are about traffic, and their pinned links.
     pub const NET_PROGRAMS: [&str; 2] = ["net_egress", "net_ingress"];
+    /// Cgroup id of a task -> [`TalkTask`](crate::TalkTask). The agent writes.
+    pub const TALK_TASKS: &str = "TALK_TASKS";
+    /// Longest prefix of a set's number (big endian) and an IPv4 address -> [`Cells`](crate::Cells). The agent writes.
+    pub const TALK_V4: &str = "TALK_V4";
+    /// The same for IPv6 addresses.
+    pub const TALK_V6: &str = "TALK_V6";
+    /// A number in a cell -> [`PortVerdicts`](crate::PortVerdicts). The agent writes.
+    pub const TALK_PORTS: &str = "TALK_PORTS";
+    /// Address of this node, IPv4 as mapped into IPv6 -> 1. The agent writes.
+    pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
+    /// Cgroup id of a task, with rules or without -> [`TalkGroups`](crate::TalkGroups). The agent writes.
+    pub const TALK_GROUPS: &str = "TALK_GROUPS";
+    /// Port of the host -> cgroup id of the task that it was granted to. The agent writes.
+    pub const PORT_HOLDERS: &str = "PORT_HOLDERS";
+    /// [`Conversation`](crate::Conversation) -> 1. Programs write.
+    pub const CONVERSATIONS: &str = "CONVERSATIONS";
+    /// Cgroup id of a task -> [`TalkCounters`](crate::TalkCounters). The agent makes, programs write.
+    pub const TALK_COUNTERS: &str = "TALK_COUNTERS";
+    /// [`TalkKey`](crate::TalkKey) -> [`Denial`](crate::Denial). Programs write.
+    pub const TALK_DENIALS: &str = "TALK_DENIALS";
+    /// Ring buffer of [`DenialEvent`](crate::DenialEvent)s about a [`TalkKey`](crate::TalkKey).
+    pub const TALK_EVENTS: &str = "TALK_EVENTS";
+    /// The maps of `enforce` that are about who may talk to whom; pinned by themselves.
+    pub const TALK_MAPS: [&str; 11] = [
+        TALK_TASKS,
+        TALK_V4,
+        TALK_V6,
+        TALK_PORTS,
+        NODE_ADDRESSES,
+        TALK_GROUPS,
+        PORT_HOLDERS,
+        CONVERSATIONS,
+        TALK_COUNTERS,
+        TALK_DENIALS,
+        TALK_EVENTS,
+    ];
+    /// The programs of `enforce` that decide who may talk to whom, by call; each is attached as those about ports are.
+    pub const TALK_PROGRAMS: [&str; 4] = ["talk_connect4", "talk_connect6", "talk_sendmsg4", "talk_sendmsg6"];
 
     /// Cgroup id of a task -> [`ExitRecord`](crate::ExitRecord). Made by the agent, completed by `observe`.
     pub const EXITS: &str = "exits";

@@ -13,6 +13,7 @@
 //! | sock_release | note that the socket's port is free again |
 //! | device | allow harmless and granted devices, deny others |
 //! | net_egress, net_ingress | count what tasks send and receive, and hold it to their rates |
+//! | connect4, connect6, sendmsg4, sendmsg6 | ask the task's rules whether it may talk to the peer |
 #![no_std]
 #![feature(asm_experimental_arch)]
 #![expect(missing_docs, reason = "the hooks, named in the table above, have no parameters of their own")]
@@ -25,8 +26,10 @@ mod device;
 mod grant;
 mod maps;
 mod net;
+mod opaque;
 mod protocol;
 mod socket;
+mod talk;
 mod task;
 mod usage;
 
@@ -96,6 +99,26 @@ pub fn net_egress(ctx: SkBuffContext) -> i32 {
 #[cgroup_skb(ingress)]
 pub fn net_ingress(ctx: SkBuffContext) -> i32 {
     net::ingress(ctx.skb.skb)
+}
+
+#[cgroup_sock_addr(connect4)]
+pub fn talk_connect4(ctx: SockAddrContext) -> i32 {
+    talk::call(ctx.sock_addr, talk::called4(ctx.sock_addr, false))
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn talk_connect6(ctx: SockAddrContext) -> i32 {
+    talk::call(ctx.sock_addr, talk::called6(ctx.sock_addr))
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn talk_sendmsg4(ctx: SockAddrContext) -> i32 {
+    talk::call(ctx.sock_addr, talk::called4(ctx.sock_addr, true))
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn talk_sendmsg6(ctx: SockAddrContext) -> i32 {
+    talk::call(ctx.sock_addr, talk::called6(ctx.sock_addr))
 }
 
 #[cfg(not(test))]

@@ -7,13 +7,15 @@
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use bulkhead_abi::{
-    DEVICE_RING_BYTES, Denial, DenialKey, DeviceCounters, DeviceKey, EVENT_RING_BYTES, MAX_DENIALS,
-    MAX_DEVICE_DENIALS, MAX_DEVICES, MAX_NET_TASKS, MAX_PORT_WORDS, MAX_SOCKETS, MAX_TASKS, NET_INTERFACES,
-    NetClocks, NetCounters, NetInterface, NetLink, NetTask, PortWord, PortWordKey, SocketPort, TaskCounters,
-    TaskPorts,
+    Cells, Conversation, DEVICE_RING_BYTES, Denial, DenialKey, DeviceCounters, DeviceKey, EVENT_RING_BYTES,
+    MAX_CONVERSATIONS, MAX_DENIALS, MAX_DEVICE_DENIALS, MAX_DEVICES, MAX_NET_TASKS, MAX_NODE_ADDRESSES,
+    MAX_PORT_VERDICTS, MAX_PORT_WORDS, MAX_PREFIXES, MAX_SOCKETS, MAX_TALK_DENIALS, MAX_TASKS,
+    NET_INTERFACES, NetClocks, NetCounters, NetInterface, NetLink, NetTask, PortVerdicts, PortWord,
+    PortWordKey, SocketPort, TALK_RING_BYTES, TalkCounters, TalkGroups, TalkKey, TalkTask, TaskCounters,
+    TaskPorts, V4_KEY_BYTES, V6_KEY_BYTES,
 };
 
 #[map]
@@ -63,3 +65,41 @@ pub static NET_CLOCKS: Array<NetClocks> = Array::with_max_entries(MAX_NET_TASKS,
 
 #[map]
 pub static NET_COUNTERS: PerCpuArray<NetCounters> = PerCpuArray::with_max_entries(MAX_NET_TASKS, 0);
+
+#[map]
+pub static TALK_TASKS: HashMap<u64, TalkTask> = HashMap::with_max_entries(MAX_TASKS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static TALK_V4: LpmTrie<[u32; V4_KEY_BYTES / 4], Cells> = LpmTrie::with_max_entries(MAX_PREFIXES, 0);
+
+#[map]
+pub static TALK_V6: LpmTrie<[u32; V6_KEY_BYTES / 4], Cells> = LpmTrie::with_max_entries(MAX_PREFIXES, 0);
+
+#[map]
+pub static TALK_PORTS: HashMap<u32, PortVerdicts> =
+    HashMap::with_max_entries(MAX_PORT_VERDICTS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static NODE_ADDRESSES: HashMap<[u32; 4], u32> =
+    HashMap::with_max_entries(MAX_NODE_ADDRESSES, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static TALK_GROUPS: HashMap<u64, TalkGroups> = HashMap::with_max_entries(MAX_TASKS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static PORT_HOLDERS: HashMap<u32, u64> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static CONVERSATIONS: LruHashMap<Conversation, u32> =
+    LruHashMap::with_max_entries(MAX_CONVERSATIONS, 0);
+
+#[map]
+pub static TALK_COUNTERS: HashMap<u64, TalkCounters> =
+    HashMap::with_max_entries(MAX_TASKS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static TALK_DENIALS: HashMap<TalkKey, Denial> =
+    HashMap::with_max_entries(MAX_TALK_DENIALS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static TALK_EVENTS: RingBuf = RingBuf::with_byte_size(TALK_RING_BYTES, 0);

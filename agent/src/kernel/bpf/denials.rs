@@ -6,7 +6,7 @@ use aya::{
     Pod,
     maps::{MapData, RingBuf},
 };
-use bulkhead_abi::{DenialEvent, DenialKey, DeviceKey, names};
+use bulkhead_abi::{DenialEvent, DenialKey, DeviceKey, TalkKey, names};
 use tokio::io::Interest;
 
 use super::{BpfError, table::open_map};
@@ -40,6 +40,16 @@ impl DenialStream<DeviceKey> {
     /// As [`DenialStream::open`].
     pub fn open_devices(dir: &Path) -> Result<Self, BpfError> {
         Self::open_ring(dir, names::DEVICE_EVENTS)
+    }
+}
+
+impl DenialStream<TalkKey> {
+    /// The same for the one in [`Loaded::talk`](super::Loaded::talk).
+    ///
+    /// # Errors
+    /// As [`DenialStream::open`].
+    pub fn open_talk(dir: &Path) -> Result<Self, BpfError> {
+        Self::open_ring(dir, names::TALK_EVENTS)
     }
 }
 

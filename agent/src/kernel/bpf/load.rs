@@ -37,13 +37,24 @@ use super::{
     },
 };
 
-/// Where the programs of [`names::NET_PROGRAMS`] are attached, in the same order.
-const NET_HOOKS: [u32; 2] = [libbpf_sys::BPF_CGROUP_INET_EGRESS, libbpf_sys::BPF_CGROUP_INET_INGRESS];
+/// The programs of [`names::NET_PROGRAMS`], and where they are attached.
+const NET_HOOKS: [(&str, u32); 2] = [
+    (names::NET_PROGRAMS[0], libbpf_sys::BPF_CGROUP_INET_EGRESS),
+    (names::NET_PROGRAMS[1], libbpf_sys::BPF_CGROUP_INET_INGRESS),
+];
+/// The programs of [`names::TALK_PROGRAMS`], and where they are attached.
+const TALK_HOOKS: [(&str, u32); 4] = [
+    (names::TALK_PROGRAMS[0], libbpf_sys::BPF_CGROUP_INET4_CONNECT),
+    (names::TALK_PROGRAMS[1], libbpf_sys::BPF_CGROUP_INET6_CONNECT),
+    (names::TALK_PROGRAMS[2], libbpf_sys::BPF_CGROUP_UDP4_SENDMSG),
+    (names::TALK_PROGRAMS[3], libbpf_sys::BPF_CGROUP_UDP6_SENDMSG),
+];
 
 /// What was loaded besides the port rules, without which loading fails.
 #[derive(Debug)]
 pub struct LoadReport {
-    /// Why devices or traffic are not held, or exits, victims of the out-of-memory killer or time on others' cores not recorded.
+    /// Why devices or traffic are not held, nobody is kept from talking to anybody, or exits, victims of the
+    /// out-of-memory killer or time on others' cores not recorded.
     /// The subcommand prints it to standard error and succeeds.
     pub missing: Vec<BpfError>,
 }
@@ -62,6 +73,7 @@ pub fn load_and_pin(spec: &LoadSpec) -> Result<LoadReport, BpfError> {
     let others = [
         complete(spec, &names.listen, load_listen),
         complete(spec, &names.devices, load_devices),
+        complete(spec, &names.talk, load_talk),
         complete(spec, &names.net, load_net),
         complete(spec, &names.exits, load_exits),
         complete(spec, &names.ooms, load_ooms),
@@ -182,48 +194,66 @@ fn load_devices(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), Bp
         .map_err(BpfError::io("attach and pin", &path))
 }
 
-/// Traffic is at no moment without rules, and is not counted twice, while another build takes over: the new programs get
-/// the maps that are there, and the place of the older programs in their links.
+/// Packets and calls are at no moment without rules while another build takes over, and are not counted twice: the new
+/// programs get the maps that are there, and the place of the older programs in their links.
+struct InPlace<'a> {
+    maps: &'a [&'static str],
+    /// Maps of another directory that these programs use too.
+    borrowed: (&'a [&'static str], PathBuf),
+    /// With where they are attached: a `BPF_CGROUP_..` of linux/bpf.h.
+    hooks: &'a [(&'static str, u32)],
+}
+
+impl InPlace<'_> {
+    fn load(&self, spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
+        let cgroup = File::open(&spec.cgroup).map_err(BpfError::io("open", &spec.cgroup))?;
+        let all = || self.maps.iter().chain(self.hooks.iter().map(|(name, _)| name));
+        let older = older.iter().find(|from| all().all(|name| from.join(name).exists()));
+        if let Some(from) = older {
+            for name in self.maps {
+                pin_again(&from.join(name), &dir.join(name))
+                    .map_err(BpfError::io("pin again", from.join(name)))?;
+            }
+        }
+        let mut loader = EbpfLoader::new();
+        loader.override_global(names::TASK_LEVEL, &spec.task_level, true);
+        for name in self.maps {
+            loader.map_pin_path(name, dir.join(name));
+        }
+        for name in self.borrowed.0 {
+            loader.map_pin_path(name, self.borrowed.1.join(name));
+        }
+        let mut enforce = loader.load(ENFORCE).map_err(BpfError::Object)?;
+        for &(name, kind) in self.hooks {
+            let program = enforce.program_mut(name).ok_or(BpfError::NotInObject(name))?;
+            load(program).map_err(|source| BpfError::Program { op: "load", name, source })?;
+            let program = program.fd().map_err(|source| BpfError::Program { op: "open", name, source })?;
+            let path = dir.join(name);
+            match older {
+                Some(from) => replace_and_pin(&from.join(name), program.as_fd(), &path),
+                None => attach_and_pin(program.as_fd(), cgroup.as_fd(), kind, &path),
+            }
+            .map_err(BpfError::io("attach and pin", &path))?;
+        }
+        Ok(())
+    }
+}
+
+fn load_talk(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
+    let parts = InPlace { maps: &names::TALK_MAPS, borrowed: (&[], PathBuf::new()), hooks: &TALK_HOOKS };
+    parts.load(spec, dir, older)
+}
+
 fn load_net(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
-    let cgroup = File::open(&spec.cgroup).map_err(BpfError::io("open", &spec.cgroup))?;
-    let is_whole = |from: &&PathBuf| {
-        names::NET_MAPS.iter().chain(&names::NET_PROGRAMS).all(|name| from.join(name).exists())
-    };
-    let older = older.iter().find(is_whole);
-    if let Some(from) = older {
-        for name in names::NET_MAPS {
-            pin_again(&from.join(name), &dir.join(name))
-                .map_err(BpfError::io("pin again", from.join(name)))?;
-        }
-    }
-    let mut loader = EbpfLoader::new();
-    loader.override_global(names::TASK_LEVEL, &spec.task_level, true);
-    for name in names::NET_MAPS {
-        loader.map_pin_path(name, dir.join(name));
-    }
-    let mut enforce = loader.load(ENFORCE).map_err(BpfError::Object)?;
-    for (name, kind) in names::NET_PROGRAMS.into_iter().zip(NET_HOOKS) {
-        let program = enforce.program_mut(name).ok_or(BpfError::NotInObject(name))?;
-        let failed = |source| BpfError::Program { op: "load", name, source };
-        let Program::CgroupSkb(hook) = program else {
-            return Err(failed(ProgramError::UnexpectedProgramType));
-        };
-        hook.load().map_err(failed)?;
-        let hook = hook.fd().map_err(failed)?.as_fd();
-        let path = dir.join(name);
-        match older {
-            Some(from) => replace_and_pin(&from.join(name), hook, &path),
-            None => attach_and_pin(hook, cgroup.as_fd(), kind, &path),
-        }
-        .map_err(BpfError::io("attach and pin", &path))?;
-    }
-    Ok(())
+    let parts = InPlace { maps: &names::NET_MAPS, borrowed: (&[], PathBuf::new()), hooks: &NET_HOOKS };
+    parts.load(spec, dir, older)
 }
 
 fn load(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::CgroupSockAddr(hook) => hook.load(),
         Program::CgroupSock(hook) => hook.load(),
+        Program::CgroupSkb(hook) => hook.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }

@@ -6,6 +6,7 @@
 //!                                                       those maps
 //! <pin_dir>/devices-v<ABI>-<build>-<cgroup id>-<level>/ and those that are about devices
 //! <pin_dir>/net-v<ABI>-<build>-<cgroup id>-<level>/     and those that are about traffic
+//! <pin_dir>/talk-v<ABI>-<build>-<cgroup id>-<level>/    and those that are about who may talk to whom
 //! <pin_dir>/exits-v<ABI>-<build>-<level>/               map and link of `observe/exits`
 //! <pin_dir>/ooms-v<ABI>-<build>-<level>/                map and link of `observe/ooms`
 //! <pin_dir>/foreign-v<ABI>-<build>-<level>/             maps and program of `observe/foreign`, and its link
@@ -64,6 +65,8 @@ pub struct Loaded {
     pub devices: Result<PathBuf, String>,
     /// For [`NetRules::open`](super::NetRules::open), or why this kernel holds no traffic.
     pub net: Result<PathBuf, String>,
+    /// For [`TalkRules::open`](super::TalkRules::open), or why this kernel keeps nobody from talking to anybody.
+    pub talk: Result<PathBuf, String>,
     /// For [`ExitRecords::open`](super::ExitRecords::open), or why this kernel records no exits.
     pub exits: Result<PathBuf, String>,
     /// For [`OomRecords::open`](super::OomRecords::open), or why this kernel records no victims.
@@ -81,6 +84,7 @@ pub(super) struct PinNames {
     pub(super) ports: String,
     pub(super) listen: String,
     pub(super) devices: String,
+    pub(super) talk: String,
     pub(super) net: String,
     pub(super) exits: String,
     pub(super) ooms: String,
@@ -98,6 +102,7 @@ impl PinNames {
             ),
             devices: format!("devices-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}"),
             net: format!("net-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}"),
+            talk: format!("talk-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}"),
             exits: format!("exits-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
             ooms: format!("ooms-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
             foreign: format!("foreign-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
@@ -111,9 +116,9 @@ impl PinNames {
     }
 
     fn is_current(&self, name: &str) -> bool {
-        let all =
-            [&self.ports, &self.listen, &self.devices, &self.net, &self.exits, &self.ooms, &self.foreign];
-        all.into_iter().any(|current| name == current)
+        let enforcing = [&self.ports, &self.listen, &self.devices, &self.talk, &self.net];
+        let observing = [&self.exits, &self.ooms, &self.foreign];
+        enforcing.into_iter().chain(observing).any(|current| name == current)
     }
 }
 
@@ -187,17 +192,17 @@ pub fn ensure_loaded(spec: &LoadSpec, mut loader: Command) -> Result<Loaded, Bpf
     let mounted = ensure_bpffs(&spec.pin_dir)?;
     let names = PinNames::of(spec)?;
     let ports = spec.pin_dir.join(&names.ports);
-    let parts = [&names.devices, &names.net, &names.exits, &names.ooms, &names.foreign]
-        .map(|name| spec.pin_dir.join(name));
+    let parts = [&names.devices, &names.talk, &names.net, &names.exits, &names.ooms, &names.foreign];
+    let parts = parts.map(|name| spec.pin_dir.join(name));
     let listen = spec.pin_dir.join(&names.listen);
     // Few kernels have this one, so it is asked for first: not every start shall load for nothing.
     let no_listen =
         if listen.exists() { None } else { Some(probe_listen()).filter(|found| !found.available) };
     let fresh = !ports.exists();
     if !fresh && (listen.exists() || no_listen.is_some()) && parts.iter().all(|dir| dir.exists()) {
-        let [devices, net, exits, ooms, foreign] = parts.map(Ok);
+        let [devices, talk, net, exits, ooms, foreign] = parts.map(Ok);
         let listen = no_listen.map_or(Ok(listen), |found| Err(found.reason));
-        return Ok(Loaded { ports, listen, devices, net, exits, ooms, foreign, fresh, mounted });
+        return Ok(Loaded { ports, listen, devices, talk, net, exits, ooms, foreign, fresh, mounted });
     }
     let program = loader.get_program().to_string_lossy().into_owned();
     let output = loader
@@ -211,12 +216,12 @@ pub fn ensure_loaded(spec: &LoadSpec, mut loader: Command) -> Result<Loaded, Bpf
     }
     let made = |dir: PathBuf| if dir.exists() { Ok(dir) } else { Err(message.clone()) };
     let listen = made(listen);
-    let [devices, net, exits, ooms, foreign] = parts.map(made);
-    Ok(Loaded { ports, listen, devices, net, exits, ooms, foreign, fresh, mounted })
+    let [devices, talk, net, exits, ooms, foreign] = parts.map(made);
+    Ok(Loaded { ports, listen, devices, talk, net, exits, ooms, foreign, fresh, mounted })
 }
 
 /// Takes everything away: programs are detached, maps are freed once nobody has them open.
-/// Tasks that still run are no longer held to their ports, devices and rates. Harmless where there is nothing.
+/// Tasks that still run are no longer held to their ports, devices, peers and rates. Harmless where there is nothing.
 ///
 /// # Errors
 /// The first directory that could not be removed.
@@ -224,6 +229,7 @@ pub fn remove(pin_dir: &Path) -> Result<(), BpfError> {
     for path in entries(pin_dir)? {
         // Only here: two sets of pins may have these links between them, of which one stays.
         detach(&path, &names::NET_PROGRAMS);
+        detach(&path, &names::TALK_PROGRAMS);
         remove_pins(&path)?;
     }
     ignore_missing(fs::remove_dir(pin_dir)).map_err(BpfError::io("remove", pin_dir))
@@ -326,11 +332,13 @@ mod tests {
         assert_ne!(names.listen, PinNames::new(7, 3, 2).listen, "network namespace");
         assert_ne!(names.devices, PinNames::new(8, 3, 1).devices, "cgroup");
         assert_ne!(names.net, PinNames::new(8, 3, 1).net, "cgroup");
+        assert_ne!(names.talk, PinNames::new(8, 3, 1).talk, "cgroup");
         assert_ne!(names.exits, PinNames::new(7, 4, 1).exits, "level");
         assert_ne!(names.ooms, PinNames::new(7, 4, 1).ooms, "level");
         assert_ne!(names.foreign, PinNames::new(7, 4, 1).foreign, "level");
-        let all = [&names.ports, &names.devices, &names.net, &names.exits, &names.ooms, &names.foreign];
-        assert!(!all.iter().any(|name| name.contains('.')), "reserved by bpffs");
+        let all = [&names.ports, &names.devices, &names.talk, &names.net, &names.exits, &names.ooms];
+        let mut all = all.into_iter().chain([&names.foreign]);
+        assert!(!all.any(|name| name.contains('.')), "reserved by bpffs");
     }
 
     #[test]

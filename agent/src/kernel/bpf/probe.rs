@@ -67,6 +67,16 @@ pub fn probe_net() -> Support {
         .into()
 }
 
+/// Whether tasks can be kept from talking to somebody. The last word has the load itself.
+pub fn probe_talk() -> Support {
+    has_bpffs()
+        .and_then(|()| program(ProgramType::CgroupSockAddr, "CONFIG_CGROUP_BPF, kernel 4.17"))
+        .and_then(|()| map(MapType::LpmTrie, "kernel 4.11"))
+        .and_then(|()| map(MapType::LruHash, "kernel 4.10"))
+        .and_then(|()| map(MapType::RingBuf, "kernel 5.8"))
+        .into()
+}
+
 /// Whether the end of tasks is recorded for an agent that restarts.
 pub fn probe_exits() -> Support {
     observable("CONFIG_BPF_EVENTS, kernel 4.17", ProgramType::RawTracePoint).into()

@@ -78,16 +78,10 @@ impl<K: Pod, V: Pod> Table<K, V> {
 
     fn insert(&self, key: K, value: V, flags: u64) -> Result<(), BpfError> {
         let mut map = self.lock();
-        for _ in 1..TRIES_WITHOUT_MEMORY {
-            match map.insert(key, value, flags) {
-                Err(source) if errno(&source) == Some(libc::ENOMEM) => std::thread::yield_now(),
-                Err(source) if errno(&source) == Some(libc::E2BIG) => {
-                    return Err(BpfError::Full { name: self.name });
-                }
-                other => return other.map_err(|source| self.failed("write", source)),
-            }
+        match with_memory(|| map.insert(key, value, flags)) {
+            Err(source) if errno(&source) == Some(libc::E2BIG) => Err(BpfError::Full { name: self.name }),
+            other => other.map_err(|source| self.failed("write", source)),
         }
-        map.insert(key, value, flags).map_err(|source| self.failed("write", source))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<MapData, K, V>> {
@@ -109,7 +103,19 @@ pub(super) fn open_map(dir: &Path, name: &'static str) -> Result<Map, BpfError> 
     })
 }
 
-fn errno(error: &MapError) -> Option<i32> {
+/// Writes, again and again where the kernel has no memory at hand.
+pub(super) fn with_memory(mut write: impl FnMut() -> Result<(), MapError>) -> Result<(), MapError> {
+    for _ in 1..TRIES_WITHOUT_MEMORY {
+        match write() {
+            Err(error) if errno(&error) == Some(libc::ENOMEM) => std::thread::yield_now(),
+            other => return other,
+        }
+    }
+    write()
+}
+
+/// The kernel's answer in an error.
+pub(super) fn errno(error: &MapError) -> Option<i32> {
     let source: &io::Error = match error {
         MapError::SyscallError(SyscallError { io_error, .. }) => io_error,
         MapError::IoError(io_error) => io_error,

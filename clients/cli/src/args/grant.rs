@@ -8,6 +8,7 @@ use bulkhead_proto::{
 };
 use clap::Args;
 
+use super::peer::PeerArgs;
 use crate::quantity::{parse_cpus, parse_duration, parse_size};
 
 /// What is not given stays as it is: nothing in a new grant, the present value in a resize.
@@ -106,6 +107,9 @@ pub(crate) struct GrantArgs {
     /// A kind of socket besides TCP and UDP, where the agent allows it
     #[arg(long, value_enum, value_name = "KIND")]
     socket: Vec<Socket>,
+
+    #[command(flatten)]
+    peers: PeerArgs,
 }
 
 /// As [`PortChoice`].
@@ -172,6 +176,10 @@ impl GrantArgs {
         if !self.device.is_empty() {
             grant.devices.clone_from(&self.device);
         }
+        let mut net = grant.net.take().unwrap_or_default();
+        self.peers.apply(&mut net);
+        grant.net = Some(net).filter(|options| *options != Default::default());
+
         let mut cpu = grant.cpu.unwrap_or_default();
         set(&mut cpu.limit_milli, self.cpu_limit);
         set(&mut cpu.period_usec, self.cpu_period.map(|t| usec(t).try_into().unwrap_or(u32::MAX)));

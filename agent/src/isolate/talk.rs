@@ -1,0 +1,193 @@
+//! Whom a task may talk to: rules that BPF programs look up in every connect and send.
+
+use std::sync::Arc;
+
+use bulkhead_abi::{TalkGroups, denied};
+use bulkhead_proto::v1::{self, EventKind, Protocol};
+
+use super::{IsolateError, Isolator, TaskPlace};
+use crate::{
+    event::{EventKey, EventLog},
+    grant::{
+        Grant,
+        talk::{Peer, TalkGrant},
+    },
+    kernel::bpf::{BpfError, DenialStream, TalkKey, TalkRules},
+    unix_time_ms,
+};
+
+pub mod model;
+mod verdicts;
+
+pub use verdicts::verdicts;
+
+/// Needs the BPF programs of `ebpf/enforce/src/talk`, loaded and pinned. Without them every grant with rules that refuse
+/// something is refused.
+pub struct Talk {
+    rules: Option<Arc<TalkRules>>,
+    events: Arc<EventLog>,
+}
+
+impl Talk {
+    /// Holds tasks to `rules`, if this kernel has them; what they were refused goes into `events`.
+    pub fn new(rules: Option<Arc<TalkRules>>, events: Arc<EventLog>) -> Self {
+        Self { rules, events }
+    }
+
+    fn set(&self, task: &TaskPlace, talk: &TalkGrant) -> Result<(), IsolateError> {
+        let Some(rules) = &self.rules else {
+            if talk.allows_all() {
+                return Ok(());
+            }
+            return Err(IsolateError::Refused(
+                "this kernel cannot keep a task from talking to anybody (see `bulkhead-agent probe`, bpf_talk)"
+                    .to_owned(),
+            ));
+        };
+        if talk.rules.iter().any(|rule| matches!(rule.peer, Peer::Framework | Peer::Role)) {
+            let why =
+                "this agent does not tell tasks apart by framework or role: name their addresses and ports";
+            return Err(IsolateError::Refused(why.to_owned()));
+        }
+        let verdicts = verdicts(talk).map_err(|error| IsolateError::Refused(error.to_string()))?;
+        Ok(rules.grant(task.id, groups(task), verdicts.as_ref())?)
+    }
+
+    /// Events are sent at each doubling; in between, and at the end, the map has the exact counts.
+    fn record_exact(&self, rules: &TalkRules, task: &TaskPlace) -> Result<(), BpfError> {
+        for (key, denial) in rules.denials(task.id)? {
+            record(&self.events, &key, denial.count);
+        }
+        Ok(())
+    }
+}
+
+/// Nobody belongs with anybody else.
+fn groups(task: &TaskPlace) -> TalkGroups {
+    TalkGroups { framework: task.id, role: task.id }
+}
+
+impl Isolator for Talk {
+    fn part(&self) -> &'static str {
+        "network rules"
+    }
+
+    fn features(&self) -> &'static [&'static str] {
+        &["bpf_talk"]
+    }
+
+    fn prepare(&self, task: &TaskPlace, grant: &Grant) -> Result<(), IsolateError> {
+        // Before the task can be refused anything.
+        self.events.bind(task.id, task.task.clone());
+        self.set(task, &grant.talk)
+    }
+
+    fn recover(&self, task: &TaskPlace, grant: &Grant) -> Result<(), IsolateError> {
+        // A newer agent may have brought newer programs, whose tables begin empty.
+        self.prepare(task, grant)
+    }
+
+    fn update(&self, task: &TaskPlace, before: &Grant, after: &Grant) -> Result<(), IsolateError> {
+        if before.talk == after.talk { Ok(()) } else { self.set(task, &after.talk) }
+    }
+
+    fn measure(&self, task: &TaskPlace, usage: &mut v1::TaskUsage) {
+        let Some(rules) = &self.rules else { return };
+        let Ok(Some(counted)) = rules.counted(task.id) else { return };
+        usage.peers_refused = counted.refused;
+        usage.peers_dropped = counted.dropped;
+        if counted.refused + counted.dropped > 0
+            && let Err(error) = self.record_exact(rules, task)
+        {
+            tracing::warn!(error = crate::error_chain(&error), "read which peers a task was refused");
+        }
+    }
+
+    fn cleanup(&self, task: &TaskPlace) -> Result<(), IsolateError> {
+        self.events.unbind(task.id);
+        self.rules.as_ref().map_or(Ok(()), |rules| Ok(rules.revoke(task.id)?))
+    }
+}
+
+/// Puts refusals into the log as the kernel reports them. Ends only when the ring buffer cannot be read.
+pub async fn follow(mut denials: DenialStream<TalkKey>, events: Arc<EventLog>) {
+    loop {
+        match denials.next().await {
+            Ok(denied) => record(&events, &denied.key, denied.count),
+            Err(error) => {
+                tracing::error!(error = crate::error_chain(&error), "read refused peers from the kernel");
+                return;
+            }
+        }
+    }
+}
+
+fn record(events: &EventLog, key: &TalkKey, count: u64) {
+    // A task that has ended and been cleared: its exact counts were recorded then.
+    let Some(task) = events.task_of(key.cgroup_id) else { return };
+    let message = message(key);
+    let protocol = match i32::from(key.protocol) {
+        libc::IPPROTO_TCP => Protocol::Tcp,
+        libc::IPPROTO_UDP => Protocol::Udp,
+        _ => Protocol::Unspecified,
+    };
+    let key = EventKey {
+        task,
+        cgroup_id: key.cgroup_id,
+        kind: EventKind::PeerDenied,
+        protocol,
+        ip_version: if peer(key).is_ipv4() { 4 } else { 6 },
+        port: key.port.into(),
+        object: message.clone(),
+    };
+    events.record(key, count, message, unix_time_ms());
+}
+
+fn peer(key: &TalkKey) -> std::net::IpAddr {
+    std::net::Ipv6Addr::from(key.address).to_canonical()
+}
+
+fn message(key: &TalkKey) -> String {
+    let (protocol, has_ports) = match i32::from(key.protocol) {
+        libc::IPPROTO_TCP => ("TCP".to_owned(), true),
+        libc::IPPROTO_UDP => ("UDP".to_owned(), true),
+        number => (format!("IP protocol {number}"), false),
+    };
+    let port = if has_ports { format!(" port {}", key.port) } else { String::new() };
+    let peer = if key.other == 1 { "peers too many to tell apart".to_owned() } else { peer(key).to_string() };
+    match key.what {
+        denied::PACKET_IN if key.other == 1 => {
+            format!("{protocol} from {peer}, dropped by the network rules")
+        }
+        denied::PACKET_IN => format!("{protocol} from {peer} to{port}, dropped by the network rules"),
+        denied::PACKET_OUT if key.other == 1 => format!("{protocol} to {peer}, dropped by the network rules"),
+        denied::PACKET_OUT => format!("{protocol} to {peer}{port}, dropped by the network rules"),
+        _ if key.other == 1 => format!("{protocol} to {peer}, refused by the network rules"),
+        _ => format!("{protocol} to {peer}{port}, refused by the network rules"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(what: u16, protocol: u16, peer: &str) -> TalkKey {
+        let address = match peer.parse().unwrap() {
+            std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            std::net::IpAddr::V6(v6) => v6,
+        };
+        TalkKey { cgroup_id: 1, what, protocol, port: 80, other: 0, address: address.octets() }
+    }
+
+    #[test]
+    fn a_refusal_names_the_peer_and_the_way() {
+        let call = key(denied::CALL, 6, "10.0.0.1");
+        assert_eq!(message(&call), "TCP to 10.0.0.1 port 80, refused by the network rules");
+        let out = key(denied::PACKET_OUT, 1, "2001:db8::1");
+        assert_eq!(message(&out), "IP protocol 1 to 2001:db8::1, dropped by the network rules");
+        let packet = key(denied::PACKET_IN, 17, "2001:db8::1");
+        assert_eq!(message(&packet), "UDP from 2001:db8::1 to port 80, dropped by the network rules");
+        let others = TalkKey { other: 1, port: 0, address: [0; 16], ..call };
+        assert_eq!(message(&others), "TCP to peers too many to tell apart, refused by the network rules");
+    }
+}
