@@ -113,7 +113,7 @@ proptest! {
             plain[usize::from(first)..=usize::from(last)].fill(verdict);
         }
         prop_assert!(cell.windows(2).all(|w| w[0].0 < w[1].0 && w[0].1 != w[1].1), "{:?}", cell);
-        for (port, verdict) in (0u16..).zip(plain) {
+        for (port, verdict) in (0..=u16::MAX).zip(plain) {
             let at = cell.partition_point(|(first, _)| *first <= port) - 1;
             prop_assert_eq!(cell[at].1, verdict);
         }
