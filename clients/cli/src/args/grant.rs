@@ -176,10 +176,6 @@ impl GrantArgs {
         if !self.device.is_empty() {
             grant.devices.clone_from(&self.device);
         }
-        let mut net = grant.net.take().unwrap_or_default();
-        self.peers.apply(&mut net);
-        grant.net = Some(net).filter(|options| *options != Default::default());
-
         let mut cpu = grant.cpu.unwrap_or_default();
         set(&mut cpu.limit_milli, self.cpu_limit);
         set(&mut cpu.period_usec, self.cpu_period.map(|t| usec(t).try_into().unwrap_or(u32::MAX)));
@@ -205,6 +201,7 @@ impl GrantArgs {
         grant.disk = Some(disk).filter(|options| *options != Default::default());
 
         let mut net = grant.net.take().unwrap_or_default();
+        self.peers.apply(&mut net);
         set(&mut net.port_choice, self.port_choice.map(|choice| PortChoice::from(choice).into()));
         if !self.socket.is_empty() {
             net.sockets = self.socket.iter().map(|&kind| SocketKind::from(kind).into()).collect();
