@@ -19,6 +19,8 @@ pub mod probe;
 pub mod quota;
 pub mod quota_warnings;
 pub mod ready;
+pub mod reserved_ports;
 pub mod rtnetlink;
+pub mod sock_diag;
 pub mod spawn;
 mod stack;

@@ -32,6 +32,7 @@ mod cleanup;
 mod error;
 mod isolation;
 mod programs;
+mod reserved;
 mod settings;
 
 pub use cleanup::cleanup;
@@ -39,6 +40,7 @@ pub use error::NodeError;
 
 use isolation::{Host, Isolation};
 use programs::Programs;
+use reserved::Reserved;
 
 /// Without these nothing works.
 const REQUIRED: [&str; 3] = ["cgroup2", "cgroup_kill", "clone_into_cgroup"];
@@ -92,8 +94,11 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         host_parts: HostParts::make(&config.work_dir, &cgroup2_mount().map_err(NodeError::Tree)?)?,
         allow_root: config.allow_root_tasks,
     });
+    let ledger = capacity::ledger(&config, machine, &disk_speed, network.link_bits_per_sec(), &enforced)?;
+    let ports = ledger.capacity().port_set().unwrap_or_default();
+    let _reserved = Reserved::take(&config, &tree, &ports.numbers(), &metrics);
     let (mut keeper, messages) = Keeper::new(Parts {
-        ledger: capacity::ledger(&config, machine, &disk_speed, network.link_bits_per_sec(), &enforced)?,
+        ledger,
         reporter: Reporter::new(enforced, Duration::from_millis(config.report_every_ms)),
         agent,
         launcher,
@@ -116,6 +121,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         work_dir: config.work_dir.clone(),
         disk,
         net: network.sampler(),
+        ports,
         measure_strangers: config.measure_strangers,
     };
     tokio::spawn(sampler::run(sampling, every, messages.clone()));

@@ -34,7 +34,7 @@ pub struct Observation {
     pub link_bits_per_sec: u64,
     /// CPU of guaranteed tasks; `None` while it was not watched for long enough to lend any.
     pub guaranteed_cpu_milli: Option<u64>,
-    /// Every port in use on the host, tasks' included.
+    /// Ports that the node offers and some socket on the host holds, tasks' included.
     pub ports_in_use: PortSet,
 }
 

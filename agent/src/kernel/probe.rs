@@ -12,7 +12,7 @@ use super::{
     cgroupfs::{Cgroup, CgroupError, cgroup2_mount},
     core_scheduling, io_cost, landlock,
     pressure::MemoryTrigger,
-    quota, quota_warnings,
+    quota, quota_warnings, reserved_ports, sock_diag,
     spawn::Namespaces,
 };
 
@@ -73,6 +73,20 @@ impl Features {
             "ports: listen() without bind, and packet sockets",
             "uncovered: such a listen() takes an ephemeral port, and tasks whose port_choice forbids it are refused; \
              packet sockets are held by CAP_NET_RAW alone",
+        ));
+        features.push(feature(
+            "ports_reserved",
+            reserved_ports::probe(),
+            "offered ports: no connection of anybody takes one of them by the kernel's choice",
+            "an offered port can be in use by a client of the host, and is not offered meanwhile",
+        ));
+        features.push(feature(
+            "sock_diag",
+            sock_diag::ports_in_use(&(1..=1))
+                .map(|_| "NETLINK_SOCK_DIAG".to_owned())
+                .map_err(|e| e.to_string()),
+            "offered ports: those that strangers hold are left out",
+            "offers stay as they are at the start",
         ));
         features.push(feature(
             "bpf_devices",

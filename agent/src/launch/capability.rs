@@ -73,6 +73,8 @@ impl CapSet {
     pub const EMPTY: Self = Self(0);
     /// Every capability that has a name here. What the kernel has may be fewer: see [`CapSet::of_kernel`].
     pub const ALL: Self = Self((1 << NAMES.len()) - 1);
+    /// CAP_NET_RAW, for raw and packet sockets.
+    pub const NET_RAW: Self = Self(1 << 13);
     /// CAP_SYS_ADMIN, which stands for most of what root may do.
     pub const SYS_ADMIN: Self = Self(1 << 21);
     /// CAP_SYS_RESOURCE, for which ext4 ignores quotas.

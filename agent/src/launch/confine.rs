@@ -146,6 +146,12 @@ pub enum ConfineError {
     /// The one capability that no task has.
     #[error("no task has CAP_SYS_RESOURCE: its disk quota would not hold for it. Leave it out")]
     Quota,
+    /// A capability that goes with sockets.
+    #[error(
+        "CAP_NET_RAW goes with raw or packet sockets in the grant (net.sockets), or with a network namespace of the \
+         task's own: ask for either, or leave it out"
+    )]
+    NetRaw,
     /// A value that means nothing.
     #[error("{what} {value:?}: {why}")]
     Value {
@@ -194,6 +200,11 @@ impl Fences {
         if add_capabilities != CapSet::ALL && add_capabilities.contains(CapSet::SYS_RESOURCE) {
             return Err(ConfineError::Quota);
         }
+        let net_raw = asked.network_namespace == Some(true) || has_raw_sockets(spec);
+        if add_capabilities != CapSet::ALL && add_capabilities.contains(CapSet::NET_RAW) && !net_raw {
+            return Err(ConfineError::NetRaw);
+        }
+        let withheld = if net_raw { CapSet::EMPTY } else { CapSet::NET_RAW };
         let image = spec.image.is_some();
         let confined = profile == Profile::Default;
         let seccomp = match asked.seccomp.as_str() {
@@ -210,7 +221,7 @@ impl Fences {
             landlock: confined && !image,
             readable_paths: readable(asked, image, rules)?,
             add_capabilities,
-            drop_capabilities: capabilities(&asked.drop_capabilities)?,
+            drop_capabilities: capabilities(&asked.drop_capabilities)? | withheld,
             no_new_privs: asked.no_new_privs.or_else(|| confined.then_some(true)),
             quota_guard: seccomp.as_deref() != Some(""),
             seccomp,
@@ -224,7 +235,8 @@ impl Fences {
         Ok(fences)
     }
 
-    /// The capabilities that the program keeps. Never `CAP_SYS_RESOURCE`: ext4 ignores quotas for it.
+    /// The capabilities that the program keeps. Never `CAP_SYS_RESOURCE`: ext4 ignores quotas for it. `CAP_NET_RAW` only
+    /// where the grant has sockets that need it, or in a network namespace of its own.
     pub fn capabilities(&self, as_root: bool) -> CapSet {
         let base = if self.profile == Profile::Trusted && as_root { CapSet::ALL } else { CapSet::EMPTY };
         (base | self.add_capabilities) - self.drop_capabilities - CapSet::SYS_RESOURCE
@@ -260,6 +272,13 @@ impl Fences {
         }
         Ok(())
     }
+}
+
+/// Does the grant name sockets that see what others receive?
+fn has_raw_sockets(spec: &v1::TaskSpec) -> bool {
+    let raw = [v1::SocketKind::Raw, v1::SocketKind::Packet].map(i32::from);
+    let options = spec.grant.as_ref().and_then(|grant| grant.net.as_ref());
+    options.is_some_and(|net| net.sockets.iter().any(|kind| raw.contains(kind)))
 }
 
 fn capabilities(names: &[String]) -> Result<CapSet, UnknownCapability> {

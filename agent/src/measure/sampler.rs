@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bulkhead_proto::resources::PortSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
@@ -49,6 +50,8 @@ pub struct Sampling {
     pub disk: Option<Arc<DiskSpace>>,
     /// On the link, where bandwidth is held.
     pub net: Option<NetSampler>,
+    /// Of these it is measured which are in use.
+    pub ports: PortSet,
     /// Off, only ports and lending are measured.
     pub measure_strangers: bool,
 }
@@ -112,7 +115,7 @@ fn observe(sampling: &mut Sampling, peaks: &mut Peaks, now: Instant) -> Result<O
         strangers_cpu_milli: strangers(&peaks.strangers_cpu, CPU_STEP_MILLI),
         strangers_mem_bytes: strangers(&peaks.strangers_mem, MEM_STEP_BYTES),
         guaranteed_cpu_milli: peaks.guaranteed_cpu.peak().filter(|_| watched),
-        ports_in_use: ports::in_use()?,
+        ports_in_use: ports::in_use(&sampling.ports)?,
         strangers_net: NetUse {
             sent_bits_per_sec: strangers(&peaks.strangers_sent, NET_STEP_BITS_PER_SEC),
             received_bits_per_sec: strangers(&peaks.strangers_received, NET_STEP_BITS_PER_SEC),

@@ -2,12 +2,18 @@
 
 use std::path::Path;
 
-use super::{NodeError, programs::pin_dir};
+use super::{
+    NodeError,
+    programs::{pin_dir, pin_name_of},
+};
 use crate::{
     config::Config,
     identity,
     isolate::{cores, disk_io, network::uplink, tree::Tree},
-    kernel::bpf,
+    kernel::{
+        bpf,
+        reserved_ports::{self, NOTES},
+    },
     measure::topology::{self, Topology},
 };
 
@@ -35,6 +41,7 @@ pub async fn cleanup(config: &Config) -> Result<(), NodeError> {
     disk_io::restore_model(config)?;
     // Last: tasks are held to their ports as long as they run.
     bpf::remove(&pin_dir(config))?;
+    reserved_ports::give_back(Path::new(NOTES), &pin_name_of(config))?;
     // Shared with other agents on this host: it goes with the last one.
     drop(std::fs::remove_dir(&config.bpf_dir));
     Ok(())

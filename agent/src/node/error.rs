@@ -7,7 +7,10 @@ use crate::{
     isolate::IsolateError,
     journal::JournalError,
     keeper::RecoverError,
-    kernel::{bpf::BpfError, cgroupfs::CgroupError, io_cost::IoCostError, quota::QuotaError},
+    kernel::{
+        bpf::BpfError, cgroupfs::CgroupError, io_cost::IoCostError, quota::QuotaError,
+        reserved_ports::ReserveError,
+    },
     launch::host_parts::HostPartsError,
     link::LinkError,
     measure::{disk_speed::ModelError, node::MeasureError},
@@ -82,6 +85,9 @@ pub enum NodeError {
     /// The disk's cost model in the kernel.
     #[error(transparent)]
     IoCost(#[from] IoCostError),
+    /// The list of ports that the kernel does not choose.
+    #[error(transparent)]
+    Reserve(#[from] ReserveError),
     /// A metric registered twice.
     #[error("register the metrics")]
     Metrics(#[from] prometheus::Error),

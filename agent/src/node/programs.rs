@@ -140,8 +140,13 @@ fn there<'a>(pins: Result<&'a std::path::Path, &String>, without: &str) -> Optio
 
 /// Pins of several agents on one host lie apart by their cgroup roots.
 pub(super) fn pin_dir(config: &Config) -> PathBuf {
+    config.bpf_dir.join(pin_name_of(config))
+}
+
+/// What sets this agent apart from others on its host.
+pub(super) fn pin_name_of(config: &Config) -> String {
     let root = config.cgroup_root.to_string_lossy();
-    config.bpf_dir.join(pin_name(root.trim_matches('/')))
+    pin_name(root.trim_matches('/'))
 }
 
 /// A name for a bpffs, which has no dots and slashes in its names; different for different roots.

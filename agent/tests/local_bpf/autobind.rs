@@ -8,7 +8,10 @@ use std::{
 
 use bulkhead_abi::{
     denied_call,
-    port_choice::{BIND_EPHEMERAL, BIND_GRANTED, CLIENT_EPHEMERAL, CLIENT_GRANTED, DEFAULT},
+    port_choice::{
+        BIND_EPHEMERAL, BIND_GRANTED, CLIENT_EPHEMERAL, CLIENT_GRANTED, DEFAULT, LISTEN_EPHEMERAL,
+    },
+    socket_kind,
 };
 use bulkhead_agent::kernel::bpf::PortGrant;
 use nix::errno::Errno;
@@ -18,7 +21,7 @@ use crate::{fixture::Node, helper::Helper};
 const CLIENTS: [&str; 6] = ["tcp4", "udp4", "tcp6", "udp6", "tcp6m", "udp6m"];
 const UDP_CLIENTS: [&str; 3] = ["udp4", "udp6", "udp6m"];
 
-/// Somebody outside of the tasks to connect to, for both protocols and families.
+/// Somebody outside of the tasks to connect to, for both protocols and families. Connections are accepted and closed.
 pub(crate) struct Peer {
     tcp: [TcpListener; 2],
     udp: [UdpSocket; 2],
@@ -27,10 +30,13 @@ pub(crate) struct Peer {
 impl Peer {
     pub(crate) fn new() -> Self {
         let any = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), SocketAddr::from((Ipv6Addr::LOCALHOST, 0))];
-        Self {
-            tcp: any.map(|a| TcpListener::bind(a).unwrap()),
-            udp: any.map(|a| UdpSocket::bind(a).unwrap()),
+        let tcp = any.map(|a| TcpListener::bind(a).unwrap());
+        for listener in &tcp {
+            let listener = listener.try_clone().unwrap();
+            // Ends with the process of the tests.
+            std::thread::spawn(move || listener.incoming().for_each(drop));
         }
+        Self { tcp, udp: any.map(|a| UdpSocket::bind(a).unwrap()) }
     }
 
     /// Where a socket of this kind reaches it.
@@ -266,8 +272,72 @@ fn sockets_of_other_kinds_are_refused_unless_granted() {
     let counted: u64 = denials.iter().map(|(_, denial)| denial.count).sum();
     assert!((4..=10).contains(&counted), "{denials:?}");
     assert_eq!(rules.total_denied(task.id).unwrap(), counted);
-    let raw_granted = PortGrant { sockets: bulkhead_abi::socket_kind::RAW, ..node.ports(&[]) };
+    let raw_granted = PortGrant { sockets: socket_kind::RAW, ..node.ports(&[]) };
     rules.grant(task.id, &raw_granted).unwrap();
     assert_eq!(helper.ask("socket 2 3 1"), "0");
     assert!(refused(helper.ask("socket 2 1 132")), "not what was granted");
+}
+
+#[test]
+fn listen_without_bind_is_the_policys_to_allow() {
+    const TEST: &str = "listen_without_bind_is_the_policys_to_allow";
+    let Some(node) = Node::new(TEST) else { return };
+    if let Err(why) = node.load().listen {
+        return println!("SKIP {TEST}: {why}");
+    }
+    let (rules, task) = (node.rules(), node.task("a"));
+    let mut helper = task.helper();
+    for choice in [DEFAULT, BIND_GRANTED | CLIENT_GRANTED, 0] {
+        rules.grant(task.id, &with(choice, node.ports(&[0]))).unwrap();
+        for kind in ["tcp4", "tcp6"] {
+            assert_eq!(helper.port(&format!("listen-new l {kind}")), Err(Errno::EPERM), "{choice} {kind}");
+            close(&mut helper, "l");
+            assert_eq!(helper.bind("b", kind, node.port), Ok(node.port), "{choice} {kind}");
+            assert_eq!(helper.ask("listen b"), "0", "{choice} {kind}: on a port of its own");
+            close(&mut helper, "b");
+        }
+    }
+    let denials = rules.denials(task.id).unwrap();
+    let seen: Vec<_> =
+        denials.iter().map(|(key, d)| (key.call, key.protocol, key.ip_version, d.count)).collect();
+    assert_eq!(seen, [(denied_call::LISTEN, 6, 4, 3), (denied_call::LISTEN, 6, 6, 3)]);
+    assert_eq!(rules.total_denied(task.id).unwrap(), 6);
+    rules.grant(task.id, &with(LISTEN_EPHEMERAL, node.ports(&[0]))).unwrap();
+    for kind in ["tcp4", "tcp6"] {
+        let port = helper.port(&format!("listen-new l {kind}")).unwrap();
+        assert!(ephemeral().contains(&port), "{kind}: {port}");
+        close(&mut helper, "l");
+    }
+    rules.grant(task.id, &with(0, node.ports(&[0]))).unwrap();
+    assert_eq!(helper.ask("unshare-net"), "0");
+    assert!(helper.port("listen-new l tcp4").is_ok(), "in a namespace of its own");
+}
+
+#[test]
+fn packet_sockets_are_refused_unless_granted() {
+    const TEST: &str = "packet_sockets_are_refused_unless_granted";
+    let Some(node) = Node::new(TEST) else { return };
+    if let Err(why) = node.load().listen {
+        return println!("SKIP {TEST}: {why}");
+    }
+    let (rules, task) = (node.rules(), node.task("a"));
+    let mut helper = task.helper();
+    let eperm = (Errno::EPERM as i32).to_string();
+    rules.grant(task.id, &node.ports(&[])).unwrap();
+    let orders =
+        [(2, 0), (3, 0)].map(|(kind, protocol)| format!("socket {} {kind} {protocol}", libc::AF_PACKET));
+    for order in &orders {
+        assert_eq!(helper.ask(order), eperm, "{order}");
+    }
+    assert_eq!(rules.total_denied(task.id).unwrap(), 2);
+    rules.grant(task.id, &PortGrant { sockets: socket_kind::PACKET, ..node.ports(&[]) }).unwrap();
+    for order in &orders {
+        assert_eq!(helper.ask(order), "0", "{order}");
+    }
+    rules.grant(task.id, &node.ports(&[])).unwrap();
+    assert_eq!(helper.ask("unshare-net"), "0");
+    assert_eq!(helper.ask(&orders[1]), "0", "in a namespace of its own");
+    // Whoever is no task makes what he may.
+    let mut outside = Helper::start(&node.spec.cgroup);
+    assert_eq!(outside.ask(&orders[1]), "0");
 }

@@ -12,14 +12,17 @@
 )]
 
 mod autobind;
+mod cost;
 mod devices;
 mod exits;
 mod fixture;
 mod helper;
+mod model;
 mod net;
 mod pacing;
 mod pins;
 mod ports;
+mod reserved;
 mod socket;
 mod talk;
 mod traffic;

@@ -1,8 +1,10 @@
 //! What outlives the agent, and what does not.
 
-use std::fs;
+use std::{fs, path::Path};
 
+use bulkhead_abi::names;
 use bulkhead_agent::kernel::bpf::{self, PortRules};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapType, libbpf_sys};
 use nix::errno::Errno;
 
 use crate::fixture::Node;
@@ -103,4 +105,69 @@ fn another_build_takes_the_grants_over() {
     assert_eq!(helper.bind("v", "tcp4", node.port + 2), Err(Errno::EPERM));
     assert_eq!(helper.ask("close s"), "0");
     assert_eq!(helper.bind("s", "tcp4", 0), Ok(node.port), "and so is who uses it");
+}
+
+/// A pinned map as the first layout had it, with one entry.
+fn old_map(dir: &Path, name: &str, kind: MapType, (key, value): (&[u8], &[u8])) {
+    let flags = if kind == MapType::LruHash { 0 } else { libbpf_sys::BPF_F_NO_PREALLOC };
+    let options = libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
+        map_flags: flags,
+        ..Default::default()
+    };
+    let size = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap();
+    let mut map = MapHandle::create(kind, Some(name), size(key), size(value), 64, &options).unwrap();
+    map.update(key, value, MapFlags::ANY).unwrap();
+    map.pin(dir.join(name)).unwrap();
+}
+
+#[test]
+fn maps_of_the_first_layout_are_converted_before_the_programs_are_attached() {
+    let Some(node) = Node::new("maps_of_the_first_layout_are_converted_before_the_programs_are_attached")
+    else {
+        return;
+    };
+    let loaded = node.load();
+    let name = loaded.ports.file_name().unwrap().to_str().unwrap().to_owned();
+    bpf::remove(&node.spec.pin_dir).unwrap();
+    let (task, cookie) = (node.task("a"), 1u64);
+    // ports-v1-<build>-<cgroup>-<level>
+    let place: Vec<_> = name.split('-').skip(3).take(2).collect();
+    let dir = node.spec.pin_dir.join(format!("ports-v1-0123456789abcdef-{}", place.join("-")));
+    fs::create_dir_all(&dir).unwrap();
+    let (word, bit) = (u32::from(node.port) / 64, 1u64 << (node.port % 64));
+    let id = task.id.to_ne_bytes();
+    let mut index = [0u64; 32];
+    for protocol in [0, 16] {
+        index[protocol + word as usize / 64] = 1 << (word % 64);
+    }
+    let index: Vec<u8> = index.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    // Of TCP, so that what is granted of one protocol is not taken for the other's.
+    let key = [&id[..], &word.to_ne_bytes(), &0u32.to_ne_bytes()].concat();
+    let mut usage = vec![0; 520];
+    usage[..8].copy_from_slice(&0u64.to_ne_bytes());
+    let counters: Vec<u8> = [7u64, 1, 0, 0].iter().flat_map(|n| n.to_ne_bytes()).collect();
+    let denial: Vec<u8> = [7u64, 1, 2].iter().flat_map(|n| n.to_ne_bytes()).collect();
+    let denied = [&id[..], &[9, 0, 6, 0, 4, 0, 0, 0]].concat();
+    let socket = [&id[..], &u32::from(node.port).to_ne_bytes(), &0u32.to_ne_bytes()].concat();
+    let hash = MapType::Hash;
+    old_map(&dir, "GRANT_INDEX", hash, (&id, &index));
+    old_map(&dir, "GRANTS", hash, (&key, &bit.to_ne_bytes()));
+    old_map(&dir, "PORT_USE", hash, (&key, &usage));
+    old_map(&dir, names::COUNTERS, hash, (&id, &counters));
+    old_map(&dir, names::DENIALS, hash, (&denied, &denial));
+    old_map(&dir, names::SOCKETS, MapType::LruHash, (&cookie.to_ne_bytes(), &socket));
+
+    let loaded = node.load();
+    assert!(!dir.exists(), "nothing of it is left");
+    let mut helper = task.helper();
+    assert_eq!(helper.bind("s", "tcp4", node.port), Ok(node.port), "granted by nobody since");
+    assert_eq!(helper.ask("close s"), "0");
+    assert_eq!(helper.bind("s", "tcp4", 0), Ok(node.port));
+    assert_eq!(helper.bind("u", "udp4", node.port), Err(Errno::EPERM));
+    assert_eq!(helper.bind("t", "tcp4", node.port + 1), Err(Errno::EPERM));
+    let rules = PortRules::open(&loaded.ports).unwrap();
+    assert_eq!(rules.total_denied(task.id).unwrap(), 7 + 2, "counts go on");
+    rules.revoke(task.id).unwrap();
+    assert_eq!(helper.bind("s", "tcp4", node.port), Err(Errno::EPERM), "and it can be taken back");
 }

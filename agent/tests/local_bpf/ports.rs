@@ -224,25 +224,32 @@ fn a_grant_can_be_changed_and_taken_back() {
     assert_eq!(rules.total_denied(task.id).unwrap(), 0);
 }
 
+/// 100,000 attempts of 8 processes, at a port outside the grant, in both families and both protocols.
 #[test]
 fn denials_are_counted_exactly() {
     let Some(node) = Node::new("denials_are_counted_exactly") else { return };
     let (rules, task) = (node.rules(), node.task("a"));
     rules.grant(task.id, &node.ports(&[0])).unwrap();
-    let mut helpers = [(); 4].map(|()| task.helper());
-    for kind in ["tcp4", "tcp6"] {
-        // All four at once.
-        helpers.iter_mut().for_each(|h| h.tell(&format!("refused {kind} {} 0 1250", node.port + 1)));
-        helpers.iter_mut().for_each(|h| assert_eq!(h.answer(), "0 1250"));
+    let mut helpers = [(); 8].map(|()| task.helper());
+    // Half of them in a cgroup of their own making.
+    for (n, helper) in helpers.iter_mut().enumerate().skip(4) {
+        assert_eq!(helper.ask(&format!("enter {}", task.cgroup.join(n.to_string()).display())), "0");
     }
-    assert_eq!(rules.total_denied(task.id).unwrap(), 10_000);
+    for kind in ["tcp4", "tcp6", "udp4", "udp6"] {
+        // All eight at once.
+        helpers.iter_mut().for_each(|h| h.tell(&format!("refused {kind} {} 0 3125", node.port + 1)));
+        helpers.iter_mut().for_each(|h| assert_eq!(h.answer(), "0 3125", "{kind}: not one success"));
+    }
+    assert_eq!(rules.total_denied(task.id).unwrap(), 100_000);
     let counts: Vec<_> = rules
         .denials(task.id)
         .unwrap()
         .into_iter()
         .map(|(key, denial)| (key.port, key.protocol, key.ip_version, denial.count))
         .collect();
-    assert_eq!(counts, [(node.port + 1, 6, 4, 5000), (node.port + 1, 6, 6, 5000)]);
+    let expected =
+        [(6, 4), (6, 6), (17, 4), (17, 6)].map(|(protocol, ip)| (node.port + 1, protocol, ip, 25_000));
+    assert_eq!(counts, expected);
 }
 
 #[test]

@@ -98,15 +98,15 @@ fn root_of_a_user_namespace_is_bounded_inside_it() {
 
 #[test]
 fn a_capability_outlives_the_change_of_user() {
-    let steps = steps(v1::Confinement { add_capabilities: vec!["NET_RAW".into()], ..asked() }, 7);
+    let steps = steps(v1::Confinement { add_capabilities: vec!["NET_ADMIN".into()], ..asked() }, 7);
     order(
         &steps,
         &[
-            "bound the capabilities to 0x2000",
+            "bound the capabilities to 0x1000",
             "keep capabilities over the change of user",
             "become user 7 of group 7",
-            "set the capabilities 0x2000",
-            "set the ambient capabilities 0x2000",
+            "set the capabilities 0x1000",
+            "set the ambient capabilities 0x1000",
         ],
     );
 }

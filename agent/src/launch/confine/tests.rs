@@ -40,7 +40,7 @@ fn trusted_tasks_have_none_and_need_permission() {
     assert_eq!(fences.namespaces, Namespaces::default());
     assert!(!fences.private_files && !fences.landlock);
     assert_eq!((fences.no_new_privs, fences.seccomp.clone(), fences.quota_guard), (None, None, true));
-    let held = CapSet::ALL - CapSet::SYS_RESOURCE;
+    let held = CapSet::ALL - CapSet::SYS_RESOURCE - CapSet::NET_RAW;
     assert_eq!((fences.capabilities(true), fences.capabilities(false)), (held, CapSet::EMPTY));
 }
 
@@ -53,7 +53,7 @@ fn whatever_weakens_a_profile_needs_permission() {
         v1::Confinement { no_new_privs: Some(false), ..asked() },
         v1::Confinement { seccomp: "unconfined".into(), ..asked() },
         v1::Confinement { seccomp: "{}".into(), ..asked() },
-        v1::Confinement { add_capabilities: vec!["CAP_NET_RAW".into()], ..asked() },
+        v1::Confinement { add_capabilities: vec!["CAP_NET_ADMIN".into()], ..asked() },
         v1::Confinement { readable_paths: vec!["/srv".into()], ..asked() },
         v1::Confinement { rlimits: rlimit("rtprio"), ..asked() },
     ];
@@ -62,6 +62,24 @@ fn whatever_weakens_a_profile_needs_permission() {
         assert!(matches!(refused, Err(ConfineError::NotTrusted(_))), "{confinement:?}: {refused:?}");
         check(confinement, &trusting()).unwrap();
     }
+}
+
+#[test]
+fn raw_sockets_and_their_capability_go_together() {
+    let wanted = v1::Confinement { add_capabilities: vec!["CAP_NET_RAW".into()], ..asked() };
+    let refused = check(wanted.clone(), &trusting()).unwrap_err();
+    assert!(refused.to_string().contains("net.sockets"), "{refused}");
+    let inside = v1::Confinement { network_namespace: Some(true), ..wanted.clone() };
+    assert_eq!(check(inside, &trusting()).unwrap().capabilities(false), CapSet::NET_RAW);
+    let with = |kind: v1::SocketKind| {
+        let net = v1::NetOptions { sockets: vec![kind.into()], ..v1::NetOptions::default() };
+        let grant = Some(v1::Grant { net: Some(net), ..v1::Grant::default() });
+        let spec = v1::TaskSpec { grant, confinement: Some(wanted.clone()), ..v1::TaskSpec::default() };
+        Fences::check(&spec, false, &trusting()).map(|fences| fences.capabilities(false))
+    };
+    assert_eq!(with(v1::SocketKind::Raw), Ok(CapSet::NET_RAW));
+    assert_eq!(with(v1::SocketKind::Packet), Ok(CapSet::NET_RAW));
+    assert_eq!(with(v1::SocketKind::Sctp), Err(ConfineError::NetRaw));
 }
 
 #[test]
