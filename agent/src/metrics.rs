@@ -138,8 +138,16 @@ impl Metrics {
     pub fn event(&self, event: &Event, more: u64) {
         match event.kind() {
             EventKind::PortDenied => {
-                let protocol = if event.protocol() == Protocol::Udp { "udp" } else { "tcp" };
-                let version = if event.ip_version == 6 { "6" } else { "4" };
+                let protocol = match event.protocol() {
+                    Protocol::Tcp => "tcp",
+                    Protocol::Udp => "udp",
+                    Protocol::Unspecified => "other",
+                };
+                let version = match event.ip_version {
+                    4 => "4",
+                    6 => "6",
+                    _ => "none",
+                };
                 self.ports_denied.with_label_values(&[protocol, version]).inc_by(more);
             }
             EventKind::OutOfMemory => self.limit_hit("memory", more),

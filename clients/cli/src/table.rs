@@ -208,9 +208,13 @@ pub(crate) fn event_text(event: &Event) -> String {
             let protocol = match event.protocol() {
                 Protocol::Tcp => "TCP",
                 Protocol::Udp => "UDP",
-                Protocol::Unspecified => "?",
+                Protocol::Unspecified => return "socket refused".to_owned(),
             };
-            format!("port {} refused ({protocol}, IPv{})", event.port, event.ip_version)
+            let port = match event.port {
+                0 => "port of the kernel's choice".to_owned(),
+                port => format!("port {port}"),
+            };
+            format!("{port} refused ({protocol}, IPv{})", event.ip_version)
         }
         EventKind::OutOfMemory => "killed at the memory limit".to_owned(),
         EventKind::PidsLimit => "fork refused at the process limit".to_owned(),

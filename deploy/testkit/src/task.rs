@@ -2,8 +2,11 @@
 
 use std::path::Path;
 
-use bulkhead_proto::v1::{
-    Confinement, CpuOptions, Grant, PortRange, ResourceClass, Resources, TaskSpec, Volume,
+use bulkhead_proto::{
+    resources::PortSet,
+    v1::{
+        Confinement, CpuOptions, Grant, NetOptions, PortRange, ResourceClass, Resources, TaskSpec, Volume,
+    },
 };
 
 /// A task with a small grant unless it says otherwise: 0.4 CPUs and 64 MiB.
@@ -85,6 +88,20 @@ impl Task {
             ..PortRange::default()
         };
         self.resources().ports = ports.iter().map(range).collect();
+        self
+    }
+
+    /// These ports, as people write them: `8080/tcp,53/udp,31000-31010`. None where that is no list.
+    #[must_use]
+    pub fn port_list(mut self, text: &str) -> Self {
+        self.resources().ports = text.parse::<PortSet>().unwrap_or_default().to_ranges();
+        self
+    }
+
+    /// What it may do on the network besides.
+    #[must_use]
+    pub fn net(mut self, options: NetOptions) -> Self {
+        self.grant().net = Some(options);
         self
     }
 

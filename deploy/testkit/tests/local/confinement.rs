@@ -271,10 +271,10 @@ async fn name_mask_limits_and_directory() -> Result<()> {
 
 async fn a_capability_for_a_trusted_task() -> Result<()> {
     let cluster = trusting().await?;
-    let add = |c: &mut bulkhead_proto::v1::Confinement| c.add_capabilities = vec!["CAP_NET_RAW".into()];
+    let add = |c: &mut bulkhead_proto::v1::Confinement| c.add_capabilities = vec!["CAP_NET_ADMIN".into()];
     let seen = output(&cluster, Task::shell("t", PRIVILEGES).confined(add)).await?;
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-        assert!(seen.contains(&format!("{set} 0000000000002000\n")), "{seen}");
+        assert!(seen.contains(&format!("{set} 0000000000001000\n")), "{seen}");
     }
     cluster.finish().await
 }

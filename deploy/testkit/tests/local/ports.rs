@@ -1,6 +1,12 @@
 //! A port that was not granted is refused in the task's own call, and everybody can see it.
 
+use std::fs;
+
 use anyhow::{Context as _, Result};
+use bulkhead_proto::{
+    resources::PortSet,
+    v1::{NetOptions, PortChoice, SocketKind, TaskState},
+};
 use bulkhead_testkit::{Cluster, Options, Task, harness::skip, programs, trials};
 use libtest_mimic::Trial;
 
@@ -13,6 +19,9 @@ pub(crate) fn tests() -> Vec<Trial> {
         any_port_comes_from_the_grant,
         no_grant_means_no_port,
         a_cgroup_below_is_held_too,
+        the_grant_says_for_which_protocol,
+        policies_and_sockets_are_held_or_refused,
+        the_offered_range_is_reserved_and_given_back,
     ]
 }
 
@@ -92,6 +101,85 @@ async fn no_grant_means_no_port() -> Result<()> {
     assert_eq!(cluster.stdout(&framework, "t").await?, "EPERM\n".repeat(5));
     assert_eq!(end.usage.map(|u| u.ports_refused), Some(5));
     framework.teardown().await
+}
+
+async fn the_grant_says_for_which_protocol() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    needs_port_rules(&cluster).await?;
+    let framework = cluster.framework("protocol").await?;
+    let (tcp, udp) = (cluster.port(12), cluster.port(13));
+    let sockets = |port| programs::SOCKETS.map(|(family, kind, host)| (family, kind, host, port));
+    let argv = programs::bind(&[tcp, udp].map(sockets).concat());
+    let task = Task::new("t", argv).port_list(&format!("{tcp}/tcp,{udp}/udp"));
+    let end = framework.run(task).await?;
+    // TCP, UDP, TCP, UDP, and TCP by an IPv4 address in IPv6.
+    let (t, u) = (tcp.to_string(), udp.to_string());
+    let expected = [&t, "EPERM", &t, "EPERM", &t, "EPERM", &u, "EPERM", &u, "EPERM"];
+    assert_eq!(cluster.stdout(&framework, "t").await?.lines().collect::<Vec<_>>(), expected);
+    assert_eq!(end.usage.map(|u| u.ports_refused), Some(5));
+    framework.teardown().await
+}
+
+/// Connects, and prints which kind of port it got, or the error's name.
+const CONNECT: &str = "\
+import errno, socket, sys
+peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+peer.bind(('127.0.0.1', int(sys.argv[1])))
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+try:
+    s.connect(peer.getsockname())
+    print('granted' if s.getsockname()[1] == int(sys.argv[2]) else 'other')
+except OSError as e:
+    print(errno.errorcode[e.errno])
+";
+
+async fn policies_and_sockets_are_held_or_refused() -> Result<()> {
+    let settings = tempfile::NamedTempFile::new()?;
+    // A kernel without the BPF LSM would refuse the strict policies.
+    fs::write(settings.path(), "allow_unenforced = [\"port_choice\"]\n")?;
+    let args = vec!["--config".to_owned(), settings.path().display().to_string()];
+    let cluster = Cluster::start(Options { agent_args: args, ..Options::default() }).await?;
+    needs_port_rules(&cluster).await?;
+    let framework = cluster.framework("policies").await?;
+    let (bound, free) = (cluster.port(1), cluster.port(2));
+    let wanted = [
+        (PortChoice::Unspecified, "other\n"),
+        (PortChoice::Granted, "granted\n"),
+        (PortChoice::Ephemeral, "other\n"),
+        (PortChoice::None, "EPERM\n"),
+    ];
+    for (choice, expected) in wanted {
+        let id = format!("t-{}", i32::from(choice));
+        let argv = ["python3", "-ISc", CONNECT, &bound.to_string(), &free.to_string()];
+        let net = NetOptions { port_choice: choice.into(), ..NetOptions::default() };
+        framework.run(Task::new(&id, argv).ports(&[bound, free]).net(net)).await?;
+        assert_eq!(cluster.stdout(&framework, &id).await?, expected, "{choice:?}");
+    }
+    let net = NetOptions { sockets: vec![SocketKind::Raw.into()], ..NetOptions::default() };
+    let end = framework.run(Task::new("t-raw", ["true"]).net(net)).await?;
+    assert_eq!(end.state(), TaskState::Failed, "{end:?}");
+    assert!(end.message.contains("allow_sockets"), "{end:?}");
+    framework.teardown().await?;
+    cluster.finish().await
+}
+
+/// Ports that the kernel does not choose by itself.
+fn reserved() -> Result<PortSet> {
+    Ok(fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports")?.trim().parse()?)
+}
+
+async fn the_offered_range_is_reserved_and_given_back() -> Result<()> {
+    let mut cluster = Cluster::start(Options::default()).await?;
+    needs_port_rules(&cluster).await?;
+    let own = PortSet::from_ports([cluster.port(0), cluster.port(1)]);
+    assert!(reserved()?.is_superset(&own), "{}", reserved()?);
+    // Killed, it gives nothing back; the next one knows what it added.
+    cluster.kill_agent_hard().await?;
+    assert!(reserved()?.is_superset(&own), "{}", reserved()?);
+    cluster.restart_agent().await?;
+    cluster.finish().await?;
+    assert!(reserved()?.intersection(&own).is_empty(), "{}", reserved()?);
+    Ok(())
 }
 
 /// Root may make cgroups below its own; a rule that knows only the task's cgroup would lose it there.
