@@ -4,9 +4,7 @@ use std::path::Path;
 
 use bulkhead_proto::{
     resources::PortSet,
-    v1::{
-        Confinement, CpuOptions, Grant, NetOptions, PortRange, ResourceClass, Resources, TaskSpec, Volume,
-    },
+    v1::{Confinement, CpuOptions, Grant, NetOptions, PortRange, ResourceClass, Resources, TaskSpec, Volume},
 };
 
 /// A task with a small grant unless it says otherwise: 0.4 CPUs and 64 MiB.
