@@ -347,8 +347,8 @@ mod tests {
     fn what_happened_can_be_scraped() {
         let metrics = Metrics::new().unwrap();
         metrics.task_ended(TaskState::Failed, TaskReason::OutOfMemory);
-        let denied = Event { kind: EventKind::PortDenied.into(), ip_version: 6, ..Default::default() };
-        metrics.event(&denied, 3);
+        let (kind, protocol) = (EventKind::PortDenied.into(), Protocol::Tcp.into());
+        metrics.event(&Event { kind, protocol, ip_version: 6, ..Default::default() }, 3);
         metrics.foreign_cpu(|| Some((Duration::from_millis(250), Duration::ZERO))).unwrap();
         let mut counters = NetCounters::default();
         counters.sent.link_bytes = 7;

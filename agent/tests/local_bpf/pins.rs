@@ -5,7 +5,11 @@ use std::{fs, path::Path};
 use bulkhead_abi::names;
 use bulkhead_agent::kernel::bpf::{self, PortRules};
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapType, libbpf_sys};
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+};
 
 use crate::fixture::Node;
 
@@ -170,4 +174,25 @@ fn maps_of_the_first_layout_are_converted_before_the_programs_are_attached() {
     assert_eq!(rules.total_denied(task.id).unwrap(), 7 + 2, "counts go on");
     rules.revoke(task.id).unwrap();
     assert_eq!(helper.bind("s", "tcp4", node.port), Err(Errno::EPERM), "and it can be taken back");
+}
+
+#[test]
+fn a_bpffs_is_mounted_where_there_is_none() {
+    const TEST: &str = "a_bpffs_is_mounted_where_there_is_none";
+    let Some(node) = Node::new(TEST) else { return };
+    // In a mount namespace of this thread's own; its children, the loader too, are in it.
+    let run = move || {
+        if let Err(errno) = unshare(CloneFlags::CLONE_NEWNS) {
+            return println!("SKIP {TEST}: unshare: {errno}");
+        }
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+        while umount2("/sys/fs/bpf", MntFlags::MNT_DETACH).is_ok() {}
+        let loaded = node.load();
+        assert!(loaded.mounted && loaded.fresh);
+        let mut helper = node.task("a").helper();
+        assert_eq!(helper.bind("s", "tcp4", node.port), Err(Errno::EPERM));
+        assert!(!node.adopt().unwrap().mounted, "once is enough");
+    };
+    std::thread::spawn(run).join().unwrap();
 }
