@@ -34,6 +34,21 @@ pub struct EventKey {
     pub object: String,
 }
 
+impl EventKey {
+    /// Of what a run of a task did, without a port or an object.
+    pub fn of_run(task: &TaskKey, cgroup_id: u64, kind: EventKind) -> Self {
+        Self {
+            task: task.clone(),
+            cgroup_id,
+            kind,
+            protocol: Protocol::Unspecified,
+            ip_version: 0,
+            port: 0,
+            object: String::new(),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Log {
     events: HashMap<EventKey, (u64, Event)>,

@@ -17,6 +17,10 @@ use prometheus::{
     proto::MetricFamily,
 };
 
+mod caches;
+
+pub use caches::ReadCache;
+
 use crate::{isolate::network::Traffic, kernel::bpf::NetCounters};
 
 /// From a tenth of a millisecond to two seconds: a launch takes about one.

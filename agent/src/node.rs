@@ -23,7 +23,7 @@ use crate::{
         NodeCapacity, NodeSampler,
         sampler::{self, Sampling},
     },
-    metrics::Metrics,
+    metrics::{Metrics, ReadCache},
     offer::Reporter,
 };
 
@@ -97,13 +97,16 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     let ledger = capacity::ledger(&config, machine, &disk_speed, network.link_bits_per_sec(), &enforced)?;
     let ports = ledger.capacity().port_set().unwrap_or_default();
     let _reserved = Reserved::take(&config, &tree, &ports.numbers(), &metrics);
+    let images = Store::open(&config.work_dir.join("images"), config.images()?)?;
+    let stager = Stager::new(config.stage())?;
+    tell_caches(&metrics, &stager, &images)?;
     let (mut keeper, messages) = Keeper::new(Parts {
         ledger,
         reporter: Reporter::new(enforced, Duration::from_millis(config.report_every_ms)),
         agent,
         launcher,
-        images: Store::open(&config.work_dir.join("images"), config.images()?)?,
-        stager: Stager::new(config.stage())?,
+        images,
+        stager,
         journal,
         events: Arc::clone(&events),
         metrics: Arc::clone(&metrics),
@@ -148,6 +151,12 @@ fn features(config: &Config, metrics: &Metrics) -> Result<Features, NodeError> {
         }
     }
     Ok(features)
+}
+
+fn tell_caches(metrics: &Metrics, stager: &Stager, images: &Store) -> Result<(), prometheus::Error> {
+    let (stager, images) = (stager.clone(), images.clone());
+    let artifacts: ReadCache = Box::new(move || stager.cache_use());
+    metrics.caches(vec![("artifacts", artifacts), ("images", Box::new(move || images.usage()))])
 }
 
 fn open_journal(config: &Config) -> Result<(Journal, Replayed), NodeError> {

@@ -65,6 +65,9 @@ pub struct Options {
     /// How many ended tasks are remembered [default: 1000]
     #[arg(long, env = "BULKHEAD_MASTER_HISTORY", value_name = "COUNT")]
     pub history: Option<usize>,
+    /// How many ended tasks a framework may leave unacknowledged before it gets no more [default: 10000]
+    #[arg(long, env = "BULKHEAD_MASTER_UNACKNOWLEDGED", value_name = "COUNT")]
+    pub unacknowledged: Option<usize>,
     /// How many unread messages a stream may pile up before it is cut [default: 16384]
     #[arg(long, env = "BULKHEAD_MASTER_SESSION_QUEUE", value_name = "COUNT")]
     pub session_queue: Option<usize>,
@@ -89,6 +92,8 @@ pub struct Config {
     pub failover_timeout: Duration,
     /// 1000: enough for `ps` to explain this morning, about a megabyte.
     pub history: usize,
+    /// 10000: every status of them is kept by its agent and by the master until it is acknowledged; some ten megabytes.
+    pub unacknowledged: usize,
     /// 16384: the news of one lost agent with ten thousand tasks fits.
     pub session_queue: usize,
 }
@@ -104,6 +109,7 @@ impl Default for Config {
             refuse: Duration::from_secs(5),
             failover_timeout: Duration::from_secs(600),
             history: 1000,
+            unacknowledged: 10_000,
             session_queue: 16 << 10,
         }
     }
@@ -164,6 +170,7 @@ impl Config {
             refuse: span(first.refuse, second.refuse, usual.refuse),
             failover_timeout: span(first.failover_timeout, second.failover_timeout, usual.failover_timeout),
             history: first.history.or(second.history).unwrap_or(usual.history),
+            unacknowledged: first.unacknowledged.or(second.unacknowledged).unwrap_or(usual.unacknowledged),
             session_queue: first.session_queue.or(second.session_queue).unwrap_or(usual.session_queue),
         };
         config.check()?;
@@ -190,6 +197,12 @@ impl Config {
                 "must be at least 1ms: an offer needs time to be answered".to_owned(),
             );
         }
+        if self.unacknowledged == 0 {
+            return value(
+                "unacknowledged",
+                "must be at least 1: an end takes a moment to acknowledge".to_owned(),
+            );
+        }
         if self.session_queue == 0 {
             return value("session_queue", "must be at least 1".to_owned());
         }
@@ -205,6 +218,7 @@ impl Config {
             refuse_ms: ms(self.refuse),
             failover_timeout_ms: ms(self.failover_timeout),
             history: self.history,
+            unacknowledged: self.unacknowledged,
         }
     }
 }

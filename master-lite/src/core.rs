@@ -57,6 +57,8 @@ pub struct Settings {
     pub failover_timeout_ms: u64,
     /// How many ended tasks are remembered.
     pub history: usize,
+    /// How many ended tasks a framework may leave unacknowledged before its launches are rejected.
+    pub unacknowledged: usize,
 }
 
 /// An agent whose stream is silent for this many heartbeat intervals is taken for away.

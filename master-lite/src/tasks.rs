@@ -125,6 +125,14 @@ impl Tasks {
         self.current.range(first..).take_while(move |(key, _)| key.framework == *framework)
     }
 
+    /// Has the framework this many tasks that have ended and are not acknowledged?
+    pub fn leaves_unacknowledged(&self, framework: &FrameworkId, count: usize) -> bool {
+        // Nearly always there are not even so many tasks.
+        let enough = |tasks: usize| tasks >= count;
+        enough(self.current.len())
+            && enough(self.of_framework(framework).filter(|(_, record)| record.ended()).take(count).count())
+    }
+
     /// The newest ended task of this key that is still remembered.
     pub fn ended(&self, key: &TaskKey) -> Option<&Task> {
         self.history.get(self.newest_ended.get(key)?)

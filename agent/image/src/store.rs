@@ -20,7 +20,7 @@ use std::{
     },
 };
 
-use bulkhead_stage::Digest;
+use bulkhead_stage::{CacheUse, Digest};
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio::sync::Semaphore;
 
@@ -196,6 +196,7 @@ impl Store {
         blocking(move || {
             let Some((image, record)) = shared.disk.find_manifest(&digest) else { return Ok(None) };
             let Some(lease) = lease_whole(&shared, &image) else { return Ok(None) };
+            shared.hits.fetch_add(lease.layers.len() as u64, Ordering::Relaxed);
             Ok(Some((shared.remember(image, record)?, lease)))
         })
         .await
@@ -240,6 +241,7 @@ impl Store {
         let turn = self.shared.turn(diff_id);
         let _turn = turn.lock().await;
         if !self.shared.books().has_layer(diff_id) {
+            self.shared.misses.fetch_add(1, Ordering::Relaxed);
             let _at_once = self.shared.permits.acquire().await.map_err(|_| ImageError::Interrupted)?;
             if cancel.flag().load(Ordering::Relaxed) {
                 return Err(ImageError::Interrupted);
@@ -254,6 +256,7 @@ impl Store {
             };
             blocking(move || job.work(bytes)).await?;
         } else {
+            self.shared.hits.fetch_add(1, Ordering::Relaxed);
             meter.read(blob.size.unwrap_or(0));
         }
         meter.layer();
@@ -277,6 +280,13 @@ impl Store {
     /// Space of all layers that are there or on their way, in bytes.
     pub fn used_bytes(&self) -> u64 {
         self.shared.books().used_bytes()
+    }
+
+    /// How much good it does: hits and misses are layers.
+    pub fn usage(&self) -> CacheUse {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (hits, misses) = (count(&self.shared.hits), count(&self.shared.misses));
+        CacheUse { hits, misses, bytes: self.used_bytes() }
     }
 }
 

@@ -17,24 +17,23 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     io::{self, Read, Seek as _, SeekFrom, Write as _},
-    os::{
-        fd::{AsFd, AsRawFd as _, OwnedFd},
-        unix::ffi::OsStrExt as _,
-    },
+    os::fd::{AsFd, AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{
-        AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags,
-    },
+    fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags},
     io::Errno,
 };
 
-use crate::tarball::{Entry, Kind, Stream, TarError, Tarball};
+use crate::tarball::{Entry, Kind, Stream, Tarball};
 
+mod error;
+mod name;
 mod target;
 
+pub use error::LayerError;
+use name::{Named, clear, kind_of, set_metadata, set_opaque, set_owner_and_time, symlink, times, whiteout};
 use target::Target;
 
 /// Deepest directory. Deeper ones are hard to remove again, and no image has them.
@@ -64,75 +63,6 @@ pub struct Counts {
     pub bytes: u64,
     /// Device files that were left out.
     pub skipped: u64,
-}
-
-/// A layer cannot be unpacked.
-#[derive(Debug, thiserror::Error)]
-pub enum LayerError {
-    /// The stream.
-    #[error("its archive is cut off or damaged")]
-    Read(#[source] io::Error),
-    /// A header of the archive.
-    #[error("its archive is malformed: {0}")]
-    Malformed(String),
-    /// An entry that no layer may have.
-    #[error("its entry {path:?} is refused: {why}")]
-    Refused {
-        /// As it is in the archive.
-        path: String,
-        /// What is wrong with it.
-        why: &'static str,
-    },
-    /// The disk, or the kernel.
-    #[error("unpack its entry {path:?}: {op}")]
-    Write {
-        /// As it is in the archive.
-        path: String,
-        /// What was tried.
-        op: &'static str,
-        /// The failure.
-        source: io::Error,
-    },
-    /// The directory of the layer.
-    #[error("{op} {}", path.display())]
-    Directory {
-        /// What was tried.
-        op: &'static str,
-        /// Where.
-        path: PathBuf,
-        /// The failure.
-        source: io::Error,
-    },
-    /// Larger than a layer may be.
-    #[error("it is larger than a layer may be ({0})")]
-    TooLarge(String),
-    /// The store is full of what tasks use.
-    #[error(
-        "the store is full: {used_bytes} of {bound_bytes} bytes are used by images of running tasks or images \
-         that are being fetched; raise image_store_size"
-    )]
-    StoreFull {
-        /// What cannot be removed.
-        used_bytes: u64,
-        /// What the store may hold.
-        bound_bytes: u64,
-    },
-}
-
-impl From<TarError> for LayerError {
-    fn from(error: TarError) -> Self {
-        match error {
-            TarError::Read(source) => Self::Read(source),
-            other @ TarError::Header { .. } => Self::Malformed(other.to_string()),
-        }
-    }
-}
-
-impl LayerError {
-    /// Would it be different if the bytes were those that the publisher wrote?
-    pub(crate) fn is_of_the_content(&self) -> bool {
-        matches!(self, Self::Read(_) | Self::Malformed(_) | Self::Refused { .. })
-    }
 }
 
 /// Unpacks a tar stream into the empty directory `root`. `charge` hears of space before it is used, and may
@@ -183,24 +113,6 @@ struct Layer<'a> {
     /// Directories get their times last: what is put into one changes them.
     times: Vec<(PathBuf, (i64, u32))>,
     buffer: Vec<u8>,
-}
-
-/// The names of what is being unpacked, for errors.
-#[derive(Clone, Copy)]
-struct Named<'a>(&'a Entry);
-
-impl Named<'_> {
-    fn path(self) -> String {
-        String::from_utf8_lossy(&self.0.path).chars().take(300).collect()
-    }
-
-    fn refuse<T>(self, why: &'static str) -> Result<T, LayerError> {
-        Err(LayerError::Refused { path: self.path(), why })
-    }
-
-    fn op(self, op: &'static str) -> impl FnOnce(Errno) -> LayerError {
-        move |e| LayerError::Write { path: self.path(), op, source: e.into() }
-    }
 }
 
 /// Follows links, but never out of the layer.
@@ -454,86 +366,4 @@ fn open_within(
 
 fn from_io(error: &io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
-}
-
-fn kind_of(parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<Option<FileType>> {
-    match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
-        Err(Errno::NOENT) => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
-/// Removes what an earlier entry of the same layer put there.
-fn clear(parent: &OwnedFd, name: &OsStr, named: Named<'_>) -> Result<(), LayerError> {
-    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        // Follows no links, and is not deep: see MAX_DEPTH.
-        Err(Errno::ISDIR) => fs::remove_dir_all(fd_path(parent).join(name)).map_err(|source| {
-            LayerError::Write { path: named.path(), op: "remove what it replaces", source }
-        }),
-        Err(e) => Err(named.op("remove what it replaces")(e)),
-    }
-}
-
-/// Hides a name of the layers below.
-fn whiteout(parent: &OwnedFd, name: &OsStr, named: Named<'_>) -> Result<(), LayerError> {
-    match kind_of(parent, name).map_err(named.op("stat"))? {
-        // Whiteouts hide what lower layers have, never what their own layer has.
-        Some(FileType::Directory) => set_opaque(parent, name, named),
-        Some(_) => Ok(()),
-        None => {
-            let made = rustix::fs::mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), 0);
-            made.map_err(named.op("make the whiteout"))
-        }
-    }
-}
-
-/// Hides everything that lower layers have in this directory.
-fn set_opaque(parent: &OwnedFd, name: &OsStr, named: Named<'_>) -> Result<(), LayerError> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let dir = rustix::fs::openat(parent, name, flags, Mode::empty());
-    let dir = dir.map_err(named.op("open the directory"))?;
-    rustix::fs::fsetxattr(&dir, "trusted.overlay.opaque", b"y", XattrFlags::empty())
-        .map_err(named.op("set trusted.overlay.opaque (does the file system of the store take it?)"))
-}
-
-fn symlink(parent: &OwnedFd, name: &OsStr, target: &[u8], named: Named<'_>) -> Result<(), LayerError> {
-    if target.is_empty() || target.len() > 4095 {
-        return named.refuse("it is a link with an empty or too long target");
-    }
-    rustix::fs::symlinkat(OsStr::from_bytes(target), parent, name).map_err(named.op("make the link"))?;
-    set_owner_and_time(parent, name, named)
-}
-
-fn set_owner_and_time(parent: &OwnedFd, name: &OsStr, named: Named<'_>) -> Result<(), LayerError> {
-    let (uid, gid) = (Uid::from_raw(named.0.uid), Gid::from_raw(named.0.gid));
-    rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-        .map_err(named.op("chown"))?;
-    rustix::fs::utimensat(parent, name, &times(named.0.mtime), AtFlags::SYMLINK_NOFOLLOW)
-        .map_err(named.op("set the times"))
-}
-
-/// Owner, attributes and mode, in the order in which one does not take away the other.
-fn set_metadata(fd: &OwnedFd, named: Named<'_>) -> Result<(), LayerError> {
-    let entry = named.0;
-    rustix::fs::fchown(fd, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
-        .map_err(named.op("chown"))?;
-    for (name, value) in entry.xattrs.iter().filter(|(name, _)| is_kept(name)) {
-        rustix::fs::fsetxattr(fd, name.as_slice(), value, XattrFlags::empty())
-            .map_err(named.op("set an extended attribute"))?;
-    }
-    rustix::fs::fchmod(fd, Mode::from_raw_mode(entry.mode)).map_err(named.op("chmod"))
-}
-
-fn is_kept(xattr: &[u8]) -> bool {
-    let own = xattr.strip_prefix(b"user.").is_some_and(|rest| !rest.starts_with(b"overlay."));
-    (own || xattr == b"security.capability") && !xattr.contains(&0)
-}
-
-fn times((seconds, nanos): (i64, u32)) -> Timestamps {
-    Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        last_modification: Timespec { tv_sec: seconds, tv_nsec: nanos.into() },
-    }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bulkhead_abi::device_access;
-use bulkhead_proto::v1::{self, EventKind, Protocol};
+use bulkhead_proto::v1::{self, EventKind};
 use nix::sys::stat::{major, minor};
 
 use super::{IsolateError, Isolator, TaskPlace};
@@ -147,15 +147,8 @@ fn record(events: &EventLog, key: &DeviceKey, count: u64) {
     // A task that has ended and been cleared: its exact counts were recorded then.
     let Some(task) = events.task_of(key.cgroup_id) else { return };
     let message = message(key);
-    let key = EventKey {
-        task,
-        cgroup_id: key.cgroup_id,
-        kind: EventKind::DeviceDenied,
-        protocol: Protocol::Unspecified,
-        ip_version: 0,
-        port: 0,
-        object: message.clone(),
-    };
+    let object = message.clone();
+    let key = EventKey { object, ..EventKey::of_run(&task, key.cgroup_id, EventKind::DeviceDenied) };
     events.record(key, count, message, unix_time_ms());
 }
 

@@ -115,15 +115,7 @@ impl DiskSpace {
         for (cgroup_id, running) in self.running().iter_mut() {
             let Some((count, inodes)) = news.get(&running.project) else { continue };
             running.refused += count;
-            let key = EventKey {
-                task: running.task.clone(),
-                cgroup_id: *cgroup_id,
-                kind: EventKind::DiskFull,
-                protocol: v1::Protocol::Unspecified,
-                ip_version: 0,
-                port: 0,
-                object: String::new(),
-            };
+            let key = EventKey::of_run(&running.task, *cgroup_id, EventKind::DiskFull);
             let limits = self.work_dir.record(running.project).unwrap_or_default();
             let limit = if *inodes {
                 format!("{} files", limits.max_inodes)

@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use bulkhead_proto::v1::{self, EventKind, Protocol, TaskReason};
+use bulkhead_proto::v1::{self, EventKind, TaskReason};
 use futures::future::BoxFuture;
 
 use super::{Grants, IsolateError, Isolator, TaskPlace, Violation, tree::Tree};
@@ -164,16 +164,7 @@ impl Memory {
     }
 
     fn record(&self, task: &TaskPlace, kind: EventKind, count: u64, message: String) {
-        let (cgroup_id, protocol) = (task.id, Protocol::Unspecified);
-        let key = EventKey {
-            task: task.task.clone(),
-            cgroup_id,
-            kind,
-            protocol,
-            ip_version: 0,
-            port: 0,
-            object: String::new(),
-        };
+        let key = EventKey::of_run(&task.task, task.id, kind);
         self.setup.events.record(key, count, message, unix_time_ms());
     }
 }

@@ -217,15 +217,7 @@ impl Outputs {
         if told.cuts == 0 {
             return;
         }
-        let key = EventKey {
-            task: told.task.clone(),
-            cgroup_id,
-            kind: EventKind::OutputTruncated,
-            protocol: v1::Protocol::Unspecified,
-            ip_version: 0,
-            port: 0,
-            object: String::new(),
-        };
+        let key = EventKey::of_run(&told.task, cgroup_id, EventKind::OutputTruncated);
         let dropped = bytesize::ByteSize::b(told.hole_bytes);
         let message = format!("{dropped} from the beginning of its output were dropped: raise output_bytes");
         self.events.record(key, told.cuts, message, unix_time_ms());

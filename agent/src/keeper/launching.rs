@@ -152,22 +152,9 @@ impl Keeper {
 
 /// Limits that the task ran into become events, where their isolators have not told already.
 fn record_limits(events: &EventLog, task: &TaskKey, cgroup_id: u64, end: &End) {
-    use bulkhead_proto::v1::{EventKind, Protocol};
-    let record = |kind, count, message: &str| {
-        let protocol = Protocol::Unspecified;
-        let key = EventKey {
-            task: task.clone(),
-            cgroup_id,
-            kind,
-            protocol,
-            ip_version: 0,
-            port: 0,
-            object: String::new(),
-        };
-        events.record(key, count, message.to_owned(), unix_time_ms());
-    };
     if end.usage.pids_refused > 0 {
-        record(EventKind::PidsLimit, end.usage.pids_refused, "fork refused at pids.max");
+        let key = EventKey::of_run(task, cgroup_id, v1::EventKind::PidsLimit);
+        events.record(key, end.usage.pids_refused, "fork refused at pids.max".to_owned(), unix_time_ms());
     }
 }
 

@@ -14,7 +14,10 @@ use std::{
     io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::SystemTime,
 };
 
@@ -33,12 +36,25 @@ pub struct CacheError {
     source: io::Error,
 }
 
+/// How much good a cache does, since its agent started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheUse {
+    /// What was asked for and there.
+    pub hits: u64,
+    /// What was asked for and had to be fetched, or could not be.
+    pub misses: u64,
+    /// What it holds now.
+    pub bytes: u64,
+}
+
 /// One directory of files. Only one may be open on a directory.
 #[derive(Debug)]
 pub(crate) struct Cache {
     root: PathBuf,
     max_bytes: u64,
     books: Mutex<Books>,
+    hits: AtomicU64,
+    misses: AtomicU64,
 }
 
 /// What is there, and what is being fetched.
@@ -87,7 +103,8 @@ impl Cache {
                 books.kept.insert(digest, Kept { bytes: meta.len(), used });
             }
         }
-        let cache = Self { root, max_bytes, books: Mutex::new(books) };
+        let (hits, misses) = Default::default();
+        let cache = Self { root, max_bytes, books: Mutex::new(books), hits, misses };
         cache.make_room(0);
         Ok(cache)
     }
@@ -106,8 +123,10 @@ impl Cache {
         let lock = self.lock_of(digest);
         let _alone = lock.lock().await;
         if let Some(file) = self.hit(digest) {
+            self.hits.fetch_add(1, Ordering::Relaxed);
             return Ok(file);
         }
+        self.misses.fetch_add(1, Ordering::Relaxed);
         let failed = |step| {
             let path = self.root.clone();
             move |source| Problem::caching(step, path, source)
@@ -131,6 +150,13 @@ impl Cache {
     pub(crate) fn scratch(&self) -> Result<File, Problem> {
         tempfile::tempfile_in(self.root.join("tmp"))
             .map_err(|source| Problem::caching("make a file in", self.root.clone(), source))
+    }
+
+    /// How much good it does.
+    pub(crate) fn usage(&self) -> CacheUse {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let bytes = self.books().kept.values().map(|kept| kept.bytes).sum();
+        CacheUse { hits: count(&self.hits), misses: count(&self.misses), bytes }
     }
 
     /// Where it is.

@@ -27,7 +27,7 @@ pub mod unpack;
 
 pub use beneath::{BadPath, Beneath, BeneathError, Inside};
 pub use budget::{Limits, Spent};
-pub use cache::CacheError;
+pub use cache::{CacheError, CacheUse};
 pub use digest::{Digest, DigestError, Hashed, Mismatch};
 pub use error::{Problem, StageError};
 pub use fetch::FetchError;

@@ -13,7 +13,7 @@ use futures::{StreamExt as _, stream};
 use crate::{
     beneath::{Beneath, Inside},
     budget::{Budget, Limits, Spent, Stop},
-    cache::{Cache, CacheError},
+    cache::{Cache, CacheError, CacheUse},
     copy,
     digest::{Algorithm, Digest},
     error::{Problem, StageError},
@@ -91,6 +91,11 @@ impl Stager {
         let cache = Cache::open(config.cache_dir.clone(), config.cache_max_bytes)?;
         let fetcher = Fetcher::new(config.ca_file.clone(), config.fetch_timeout);
         Ok(Self(Arc::new(Shared { cache, fetcher, config })))
+    }
+
+    /// How much good the cache does.
+    pub fn cache_use(&self) -> CacheUse {
+        self.0.cache.usage()
     }
 
     /// Longest file that is fetched.

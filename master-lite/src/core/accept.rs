@@ -33,7 +33,15 @@ struct Pots {
 impl Core {
     pub(super) fn accept(&mut self, framework: &FrameworkId, accept: Accept) {
         let (offers, gone) = self.take_offers(framework, &accept.offer_ids);
-        let mut pots = pots(&offers, &gone);
+        let acknowledges = self.acknowledges(framework);
+        if acknowledges.is_err() {
+            // Offered again at once, they would be accepted again at once.
+            for offer in &offers {
+                let (agent, resources) = (&offer.agent, offer.resources.clone());
+                self.refuse(framework, agent, offer.class, resources, self.settings.refuse_ms);
+            }
+        }
+        let mut pots = acknowledges.and_then(|()| pots(&offers, &gone));
         for spec in accept.tasks {
             let id = spec.task_id.clone();
             let key = TaskKey::new(framework, &id);
@@ -57,6 +65,20 @@ impl Core {
                 self.refuse(framework, &pots.agent, class, left, accept.refuse_ms);
             }
         }
+    }
+
+    /// The statuses of ended tasks are kept until they are acknowledged, here and by agents, and none is ever dropped.
+    /// So a framework that acknowledges nothing gets nothing more to forget.
+    fn acknowledges(&self, framework: &FrameworkId) -> Result<(), Refusal> {
+        let most = self.settings.unacknowledged;
+        if !self.tasks.leaves_unacknowledged(framework, most) {
+            return Ok(());
+        }
+        let message = format!(
+            "{most} tasks of this framework have ended, and their last status is not acknowledged: acknowledge it (or \
+             reconcile, to have it repeated) before launching more"
+        );
+        Err(Refusal::new(TaskReason::Unacknowledged, message))
     }
 
     /// Takes the named offers off the books; the second part lists the ids that name none of this framework's.

@@ -17,6 +17,10 @@ use oci_client::{
 use tokio::sync::OnceCell;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
+mod document;
+
+use document::Failure;
+
 use super::{Bytes, Found, LayerBlob, check};
 use crate::{
     error::ImageError,
@@ -44,12 +48,20 @@ const ACCEPTED: [&str; 4] = [
 pub(crate) struct Registries {
     settings: Arc<Settings>,
     /// Made when it is first used: most agents never do.
-    client: OnceCell<Client>,
+    clients: OnceCell<Clients>,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+struct Clients {
+    registry: Client,
+    /// For what the other does not bound.
+    http: reqwest::Client,
 }
 
 impl Registries {
     pub(crate) fn new(settings: Arc<Settings>) -> Self {
-        Self { settings, client: OnceCell::new() }
+        Self { settings, clients: OnceCell::new() }
     }
 
     /// The image of a registry, where the agent allows it. Nothing is asked for so far.
@@ -60,7 +72,8 @@ impl Registries {
         if !named(&settings.registries) && !named(&settings.insecure_registries) {
             return Err(ImageError::RegistryNotAllowed { host: host.clone() });
         }
-        let client = self.client.get_or_try_init(|| connect(settings.insecure_registries.clone())).await?;
+        let clients = self.clients.get_or_try_init(|| connect(settings.insecure_registries.clone())).await?;
+        let scheme = if named(&settings.insecure_registries) { "http" } else { "https" };
         let (registry, name) = (host.clone(), remote.name.clone());
         let image = match &remote.version {
             Version::Tag(tag) => Reference::with_tag(registry, name, tag.clone()),
@@ -71,7 +84,8 @@ impl Registries {
             Version::Tag(_) => None,
         };
         Ok(Pull {
-            client: client.clone(),
+            clients: clients.clone(),
+            scheme,
             image,
             wanted,
             auth: settings.credentials.of(host),
@@ -80,7 +94,7 @@ impl Registries {
     }
 }
 
-async fn connect(insecure: Vec<String>) -> Result<Client, ImageError> {
+async fn connect(insecure: Vec<String>) -> Result<Clients, ImageError> {
     // Another part of the agent may have chosen the same already.
     drop(rustls::crypto::ring::default_provider().install_default());
     let config = ClientConfig {
@@ -91,13 +105,18 @@ async fn connect(insecure: Vec<String>) -> Result<Client, ImageError> {
         ..ClientConfig::default()
     };
     // On a host without any certificates, the libraries below panic instead of failing.
-    let made = tokio::task::spawn_blocking(|| Client::try_from(config)).await;
-    made.ok().and_then(Result::ok).ok_or(ImageError::Tls)
+    let made = tokio::task::spawn_blocking(|| {
+        let http = reqwest::Client::builder().connect_timeout(CONNECT).read_timeout(SILENT);
+        let http = http.user_agent(config.user_agent).build().ok()?;
+        Some(Clients { registry: Client::try_from(config).ok()?, http })
+    });
+    made.await.ok().flatten().ok_or(ImageError::Tls)
 }
 
 /// One image of a registry.
 pub(crate) struct Pull {
-    client: Client,
+    clients: Clients,
+    scheme: &'static str,
     image: Reference,
     wanted: Option<Digest>,
     auth: RegistryAuth,
@@ -121,12 +140,16 @@ impl Pull {
         blob: Option<&Blob>,
     ) -> Result<(Vec<u8>, Digest), ImageError> {
         let what = format!("pull the manifest of {}", image.whole());
-        let pulled = self.client.pull_manifest_raw(image, &self.auth, &ACCEPTED).await;
-        let (bytes, _) = pulled.map_err(self.failed(&what))?;
-        if bytes.len() as u64 > MAX_BYTES {
-            let why = ManifestError::Content(format!("it is larger than {MAX_BYTES} bytes"));
-            return Err(ImageError::Manifest { what, why });
-        }
+        let clients = (&self.clients.registry, &self.clients.http);
+        let max = usize::try_from(MAX_BYTES).unwrap_or(usize::MAX);
+        let bytes = match document::read(clients, self.scheme, image, &self.auth, max).await {
+            Ok(bytes) => bytes,
+            Err(Failure::Registry(error)) => return Err(self.failed(what)(error)),
+            Err(Failure::TooLong) => {
+                let why = ManifestError::Content(format!("it is larger than {MAX_BYTES} bytes"));
+                return Err(ImageError::Manifest { what, why });
+            }
+        };
         if let Some(blob) = blob {
             check(&format!("the manifest {}", blob.digest), blob, &bytes)?;
         }
@@ -136,7 +159,7 @@ impl Pull {
             let what = format!("the manifest {wanted}");
             wanted.check(&found).map_err(|why| ImageError::Corrupt { what, why })?;
         }
-        Ok((bytes.to_vec(), found))
+        Ok((bytes, found))
     }
 
     pub(crate) async fn find(&self, platform: &Platform) -> Result<Found, ImageError> {
@@ -167,7 +190,7 @@ impl Pull {
 
     async fn config(&self, blob: &Blob) -> Result<Vec<u8>, ImageError> {
         let what = format!("the image's configuration {}", blob.digest);
-        let pulled = self.client.pull_blob_stream(&self.image, &*blob.digest.to_string()).await;
+        let pulled = self.clients.registry.pull_blob_stream(&self.image, &*blob.digest.to_string()).await;
         let mut stream = pulled.map_err(self.failed(format!("pull {what}")))?.stream;
         let mut bytes = Vec::new();
         let read = |source| ImageError::Io { op: "pull", path: PathBuf::from(&what), source };
@@ -185,7 +208,7 @@ impl Pull {
     pub(crate) async fn layer(&self, layer: &LayerBlob) -> Result<Bytes, ImageError> {
         let what = format!("pull layer {}", layer.name);
         let pulled = self.in_time(async {
-            let pulled = self.client.pull_blob_stream(&self.image, layer.name.as_str()).await;
+            let pulled = self.clients.registry.pull_blob_stream(&self.image, layer.name.as_str()).await;
             pulled.map_err(self.failed(what))
         });
         let stream = pulled.await?.stream.map_err(io::Error::other);

@@ -37,6 +37,9 @@ pub(crate) struct Shared {
     /// Whose turn it is to bring a layer in.
     turns: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
     pub(crate) permits: Semaphore,
+    /// Layers that were there when they were wanted, and those that were not.
+    pub(crate) hits: AtomicU64,
+    pub(crate) misses: AtomicU64,
 }
 
 /// Digests of manifests that are kept for one image.
@@ -49,7 +52,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     pub(crate) fn new(disk: Disk, books: Books, bounds: LayerBounds, permits: Semaphore) -> Self {
-        Self { disk, books: Mutex::new(books), bounds, turns: Mutex::default(), permits }
+        let (hits, misses) = Default::default();
+        Self { disk, books: Mutex::new(books), bounds, turns: Mutex::default(), permits, hits, misses }
     }
 
     pub(crate) fn books(&self) -> MutexGuard<'_, Books> {

@@ -65,6 +65,10 @@ async fn manifest(
     if let Some(refusal) = content.refuse(&headers) {
         return refusal;
     }
+    if name == "endless" {
+        let forever = futures::stream::repeat_with(|| Ok::<_, std::io::Error>(vec![b' '; 1 << 16]));
+        return Body::from_stream(forever).into_response();
+    }
     match content.manifests.get(&name) {
         Some((kind, bytes)) => ([(header::CONTENT_TYPE, kind.clone())], bytes.clone()).into_response(),
         None => (StatusCode::NOT_FOUND, r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"unknown"}]}"#)
@@ -177,11 +181,7 @@ async fn a_lying_registry_is_found_out() {
         ("app:v1", lie(&|c| drop(c.blobs.remove(&layer))), "pull layer"),
         ("app:v1", lie(&|c| drop(c.blobs.insert(config.clone(), vec![b' '; 9 << 20]))), "corrupt"),
         ("app:v1", lie(&|c| drop(c.blobs.remove(&config))), "configuration"),
-        (
-            by_digest.as_str(),
-            lie(&|c| c.manifests.get_mut(&manifest).unwrap().1.push(b' ')),
-            "Invalid digest",
-        ),
+        (by_digest.as_str(), lie(&|c| c.manifests.get_mut(&manifest).unwrap().1.push(b' ')), "corrupt"),
         ("app:v1", lie(&|c| c.manifests.get_mut("v1").unwrap().1 = b"nonsense".to_vec()), "malformed"),
     ];
     for (n, (name, content, why)) in cases.into_iter().enumerate() {
@@ -192,6 +192,15 @@ async fn a_lying_registry_is_found_out() {
         assert!(error.contains(why), "{n}: {error}");
         assert!(place.leftovers().is_empty(), "{n}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_without_end_is_not_read_to_it() {
+    let Some(mut place) = Place::new("a_manifest_without_end_is_not_read_to_it") else { return };
+    let (host, _) = serve(Content::default()).await;
+    place.settings.insecure_registries = vec![host.clone()];
+    let error = refused(&place.store(), &format!("docker://{host}/app:endless")).await;
+    assert!(error.contains("larger than"), "{error}");
 }
 
 #[tokio::test]

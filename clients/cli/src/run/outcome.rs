@@ -111,6 +111,7 @@ pub(crate) fn reason_words(reason: TaskReason) -> Option<&'static str> {
         TaskReason::ArtifactFailed => "artifact failed",
         TaskReason::ImageFailed => "image failed",
         TaskReason::ConfinementRefused => "confinement refused",
+        TaskReason::Unacknowledged => "earlier ends are not acknowledged",
         TaskReason::AgentRestarted => "its agent started over",
     })
 }

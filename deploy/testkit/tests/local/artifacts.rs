@@ -1,18 +1,18 @@
 //! A task's files are there before its program starts, or it does not start.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, sync::Arc};
+use std::{fs, os::unix::fs::PermissionsExt as _, process::Stdio, sync::Arc};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use bulkhead_proto::v1::{Artifact, ListLocalTasksRequest, LogStream, TaskReason, TaskState};
 use bulkhead_stage::{Digest, digest::Algorithm};
 use bulkhead_testkit::{
-    Cluster, Framework, Options, Task,
+    Cluster, Framework, HANG, Options, Task,
     cluster::{Verdict, until},
     trials,
 };
 use libtest_mimic::Trial;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpListener,
     sync::watch,
 };
@@ -26,12 +26,14 @@ pub(crate) fn tests() -> Vec<Trial> {
         a_path_that_leaves_the_sandbox_is_refused,
         files_of_the_host_only_where_they_are_opened,
         a_kill_ends_staging,
+        a_kill_amid_a_file_leaves_nothing,
+        a_terminal_shows_how_far_staging_is,
     ]
 }
 
 const SCRIPT: &str = "#!/bin/sh\nid -un; stat -c '%U %a' run.sh; ls -A\n";
 
-/// Answers every request with the same content; `/silent` never.
+/// Answers every request with the same content; `/silent` never, and `/half` never to its end.
 struct Server {
     base: String,
     asked: watch::Receiver<u32>,
@@ -58,6 +60,10 @@ impl Server {
                     let head =
                         format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
                     stream.write_all(head.as_bytes()).await?;
+                    if request.contains("/half") {
+                        stream.write_all(&content.as_bytes()[..length / 2]).await?;
+                        std::future::pending::<()>().await;
+                    }
                     stream.write_all(content.as_bytes()).await
                 });
             }
@@ -167,4 +173,62 @@ async fn a_kill_ends_staging() -> Result<()> {
     let end = framework.end_of("t").await?;
     assert_eq!((end.state(), end.reason()), (TaskState::Killed, TaskReason::KilledByFramework), "{end:?}");
     framework.teardown().await
+}
+
+async fn a_kill_amid_a_file_leaves_nothing() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let framework = cluster.framework("kills-amid").await?;
+    let server = Server::start(SCRIPT).await?;
+    let whole = Artifact { path: "whole".into(), ..server.artifact("/whole", SCRIPT) };
+    // Another digest, so that it is not the file that is there.
+    let half = Artifact { path: "half".into(), ..server.artifact("/half", "what does not come") };
+    framework.launch(with(with(Task::new("t", ["true"]), whole), half)).await?;
+    let cache = cluster.work_dir().join("cache/tmp");
+    let unfinished = || fs::read_dir(&cache).map(|dir| dir.flatten().count()).unwrap_or_default();
+    until("half a file", || async {
+        if unfinished() == 1 { Ok(()) } else { Err(Verdict::NotYet(format!("{} files", unfinished()))) }
+    })
+    .await?;
+    framework.kill("t", 0).await?;
+    let end = framework.end_of("t").await?;
+    assert_eq!((end.state(), end.reason()), (TaskState::Killed, TaskReason::KilledByFramework), "{end:?}");
+    assert_eq!(unfinished(), 0, "files on their way in {}", cache.display());
+    let sandbox = cluster.task_dir(&framework, "t");
+    assert!(!sandbox.exists(), "{} is left", sandbox.display());
+    framework.teardown().await
+}
+
+async fn a_terminal_shows_how_far_staging_is() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let server = Server::start(SCRIPT).await?;
+    let half = server.artifact("/half", "what does not come");
+    let artifact = format!("{},digest={}", half.uri, half.digest);
+    let run = cluster.cli(["run", "--artifact", artifact.as_str(), "--", "true"]);
+    // script(1) gives the command a terminal of its own, and ends with it.
+    let words = std::iter::once(run.as_std().get_program()).chain(run.as_std().get_args());
+    let command: Vec<_> = words.map(|word| format!("'{}'", word.to_string_lossy())).collect();
+    let mut terminal = tokio::process::Command::new("script");
+    terminal.args(["--quiet", "--flush", "--return", "--command", &command.join(" "), "/dev/null"]);
+    terminal.env("TERM", "xterm").stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+    let mut shown = terminal.spawn().context("script")?;
+    let mut screen = shown.stdout.take().context("an output")?;
+    let mut text = String::new();
+    let reading = async {
+        let mut chunk = [0; 1024];
+        while !text.contains("0 of 1 artifact") {
+            let count = screen.read(&mut chunk).await?;
+            ensure!(count > 0, "the command ended");
+            text += &String::from_utf8_lossy(&chunk[..count]);
+        }
+        Ok(())
+    };
+    let read = tokio::time::timeout(HANG, reading).await;
+    read.with_context(|| format!("nothing of it on the terminal: {text:?}"))?
+        .with_context(|| text.clone())?;
+    // Ctrl-C, as the terminal hands it on.
+    let mut keys = shown.stdin.take().context("an input")?;
+    keys.write_all(b"\x03").await?;
+    let status = tokio::time::timeout(HANG, shown.wait()).await.context("Ctrl-C ends it")??;
+    assert_eq!(status.code(), Some(130), "{text:?}");
+    Ok(())
 }

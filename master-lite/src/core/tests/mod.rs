@@ -27,6 +27,7 @@ fn settings() -> Settings {
         refuse_ms: 5_000,
         failover_timeout_ms: 600_000,
         history: 100,
+        unacknowledged: 10,
     }
 }
 

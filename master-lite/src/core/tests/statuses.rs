@@ -196,6 +196,37 @@ fn a_task_id_of_two_frameworks_needs_the_framework() {
 }
 
 #[test]
+fn who_acknowledges_nothing_gets_no_more() {
+    let mut world = World::new();
+    let agent = world.agent("a", resources(4_000, 4 * GB));
+    let framework = world.framework("f");
+    let most = settings().unacknowledged;
+    for n in 0..most {
+        let id = format!("t{n}");
+        let offer = world.one_offer(framework);
+        world.accept(framework, &[&offer], vec![task(&id, 4_000, 4 * GB)]);
+        world.status(agent, "f", &id, TaskState::Finished, 1);
+    }
+    let offer = world.one_offer(framework);
+    drop(world.updates(framework));
+    world.accept(framework, &[&offer], vec![task("more", 4_000, 4 * GB)]);
+    let status = world.one_update(framework);
+    assert_eq!(
+        (status.state(), status.reason()),
+        (TaskState::Rejected, TaskReason::Unacknowledged),
+        "{status:?}"
+    );
+    assert!(world.core.tasks.iter().all(|(key, _)| key.task.as_str() != "more"), "nothing of it is kept");
+    // None was dropped, and one acknowledgement makes room for one launch.
+    assert_eq!(world.core.tasks.iter().count(), most);
+    world.acknowledge(framework, "t0", 1);
+    world.pass(settings().refuse_ms, &[agent]);
+    let offer = world.one_offer(framework);
+    world.accept(framework, &[&offer], vec![task("more", 4_000, 4 * GB)]);
+    assert_eq!(world.state_of("f", "more"), Some(TaskState::Staging));
+}
+
+#[test]
 fn history_is_bounded_and_forgets_the_oldest() {
     let mut core = Core::new(Settings { history: 2, ..settings() }, "run", Box::new(Fair));
     let session = SessionId(1);
