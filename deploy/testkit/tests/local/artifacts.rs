@@ -229,6 +229,6 @@ async fn a_terminal_shows_how_far_staging_is() -> Result<()> {
     let mut keys = shown.stdin.take().context("an input")?;
     keys.write_all(b"\x03").await?;
     let status = tokio::time::timeout(HANG, shown.wait()).await.context("Ctrl-C ends it")??;
-    assert_eq!(status.code(), Some(130), "{text:?}");
+    assert_eq!(status.code(), Some(137), "as for any task that was killed: {text:?}");
     Ok(())
 }
