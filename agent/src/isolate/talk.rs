@@ -1,6 +1,6 @@
-//! Whom a task may talk to: rules that BPF programs look up in every connect and send.
+//! Whom a task may talk to: rules that BPF programs look up in every connect and send, and for packets that open something.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use bulkhead_abi::{TalkGroups, denied};
 use bulkhead_proto::v1::{self, EventKind, Protocol};
@@ -12,7 +12,7 @@ use crate::{
         Grant,
         talk::{Peer, TalkGrant},
     },
-    kernel::bpf::{BpfError, DenialStream, TalkKey, TalkRules},
+    kernel::bpf::{BpfError, DenialStream, NetRules, TalkKey, TalkRules},
     unix_time_ms,
 };
 
@@ -25,13 +25,17 @@ pub use verdicts::verdicts;
 /// something is refused.
 pub struct Talk {
     rules: Option<Arc<TalkRules>>,
+    /// Of the programs that see packets.
+    packets: Option<Arc<NetRules>>,
     events: Arc<EventLog>,
 }
 
 impl Talk {
-    /// Holds tasks to `rules`, if this kernel has them; what they were refused goes into `events`.
-    pub fn new(rules: Option<Arc<TalkRules>>, events: Arc<EventLog>) -> Self {
-        Self { rules, events }
+    /// Holds tasks to `rules`, if this kernel has them, and their packets if it has the programs for those; what they
+    /// were refused goes into `events`. Must prepare after [`Network`](super::network::Network), which tells the programs
+    /// of the task.
+    pub fn new(rules: Option<Arc<TalkRules>>, packets: Option<Arc<NetRules>>, events: Arc<EventLog>) -> Self {
+        Self { rules, packets, events }
     }
 
     fn set(&self, task: &TaskPlace, talk: &TalkGrant) -> Result<(), IsolateError> {
@@ -50,7 +54,18 @@ impl Talk {
             return Err(IsolateError::Refused(why.to_owned()));
         }
         let verdicts = verdicts(talk).map_err(|error| IsolateError::Refused(error.to_string()))?;
-        Ok(rules.grant(task.id, groups(task), verdicts.as_ref())?)
+        if verdicts.is_some() {
+            rules.set_node_addresses(&node_addresses()?)?;
+        }
+        rules.grant(task.id, groups(task), verdicts.as_ref())?;
+        match &self.packets {
+            Some(packets) => Ok(packets.set_rules(task.id, verdicts.is_some())?),
+            None if verdicts.is_none() => Ok(()),
+            None => Err(IsolateError::Refused(
+                "this kernel cannot keep packets from a task (see `bulkhead-agent probe`, bpf_net)"
+                    .to_owned(),
+            )),
+        }
     }
 
     /// Events are sent at each doubling; in between, and at the end, the map has the exact counts.
@@ -60,6 +75,17 @@ impl Talk {
         }
         Ok(())
     }
+}
+
+/// The addresses of all interfaces.
+fn node_addresses() -> Result<BTreeSet<IpAddr>, IsolateError> {
+    let interfaces = nix::ifaddrs::getifaddrs()
+        .map_err(|errno| IsolateError::Refused(format!("read the addresses of this node: {errno}")))?;
+    let address = |storage: nix::sys::socket::SockaddrStorage| match storage.as_sockaddr_in() {
+        Some(v4) => Some(IpAddr::V4(v4.ip())),
+        None => storage.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())),
+    };
+    Ok(interfaces.filter_map(|interface| address(interface.address?)).collect())
 }
 
 /// Nobody belongs with anybody else.
@@ -143,7 +169,7 @@ fn record(events: &EventLog, key: &TalkKey, count: u64) {
     events.record(key, count, message, unix_time_ms());
 }
 
-fn peer(key: &TalkKey) -> std::net::IpAddr {
+fn peer(key: &TalkKey) -> IpAddr {
     std::net::Ipv6Addr::from(key.address).to_canonical()
 }
 
@@ -173,8 +199,8 @@ mod tests {
 
     fn key(what: u16, protocol: u16, peer: &str) -> TalkKey {
         let address = match peer.parse().unwrap() {
-            std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-            std::net::IpAddr::V6(v6) => v6,
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
         };
         TalkKey { cgroup_id: 1, what, protocol, port: 80, other: 0, address: address.octets() }
     }

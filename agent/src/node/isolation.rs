@@ -97,7 +97,6 @@ fn parts(
     parts.push(Box::new(disk_io));
     let allowed = host.config.allow_devices.clone();
     parts.push(Box::new(Devices::new(host.programs.devices.clone(), allowed, Arc::clone(host.events))));
-    parts.push(Box::new(Talk::new(host.programs.talk.clone(), Arc::clone(host.events))));
     if host.tree.has("memory") {
         parts.push(Box::new(Memory::open(host.tree, memory(host))?));
     }
@@ -111,6 +110,8 @@ fn parts(
         parts.push(Box::new(outputs));
     }
     parts.push(Box::new(Arc::clone(network)));
+    let (rules, packets) = (host.programs.talk.clone(), host.programs.net.clone());
+    parts.push(Box::new(Talk::new(rules, packets, Arc::clone(host.events))));
     let limits = port_limits(host)?;
     parts.push(Box::new(Ports::new(host.programs.ports.clone(), limits, Arc::clone(host.events))));
     Ok(parts)

@@ -15,7 +15,7 @@ use nix::{
     fcntl::OFlag,
     sched::{CloneFlags, unshare},
     sys::{
-        socket::{Backlog, MsgFlags, SockaddrIn, accept, bind, connect, listen, sendto},
+        socket::{Backlog, MsgFlags, SockaddrIn, accept, bind, connect, listen, recv, sendto},
         stat::{Mode, SFlag, makedev, mknod},
     },
 };
@@ -223,6 +223,12 @@ fn order(words: &[&str], sockets: &mut HashMap<String, OwnedFd>) -> Result<Strin
             let kind = if kind == "b" { SFlag::S_IFBLK } else { SFlag::S_IFCHR };
             let device = makedev(major.parse().unwrap(), minor.parse().unwrap());
             mknod(path, kind, Mode::from_bits_truncate(0o666), device)?;
+        }
+        // How many datagrams have come, by now.
+        ["drain", name] => {
+            let mut byte = [0];
+            let mut next = || recv(get(sockets, name), &mut byte, MsgFlags::MSG_DONTWAIT);
+            return Ok(std::iter::from_fn(|| next().ok()).count().to_string());
         }
         ["listen", name] => listen(&sockets[name], Backlog::new(1)?)?,
         ["accept-and-close", name] => nix::unistd::close(accept(get(sockets, name))?)?,

@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
@@ -13,13 +13,16 @@ use bulkhead_agent::{
         model::{Attempt, allows},
         verdicts,
     },
-    kernel::bpf::{DenialStream, PortRules, TalkRules},
+    kernel::bpf::{DenialStream, NetRules, PortRules, Rates, TalkKey, TalkRules},
 };
 use nix::errno::Errno;
 use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},
 };
+
+use socket2::{Domain, Socket, Type};
+use tokio::runtime::{Builder, Runtime};
 
 use crate::{
     fixture::{Node, Task},
@@ -30,6 +33,7 @@ use crate::{
 struct Talk {
     node: Node,
     rules: TalkRules,
+    packets: NetRules,
     task: Task,
 }
 
@@ -39,9 +43,12 @@ impl Talk {
         let node = Node::new(test)?;
         let loaded = node.load();
         let rules = TalkRules::open(&loaded.talk.clone().unwrap()).unwrap();
+        let packets = NetRules::open(&loaded.net.clone().unwrap()).unwrap();
         let task = node.task("a");
+        packets.set(task.id, Rates::default()).unwrap();
+        packets.set_rules(task.id, true).unwrap();
         PortRules::open(&loaded.ports).unwrap().grant(task.id, &node.ports(&[0, 1, 2])).unwrap();
-        Some(Self { node, rules, task })
+        Some(Self { node, rules, packets, task })
     }
 
     fn set(&self, talk: &TalkGrant) {
@@ -54,6 +61,10 @@ impl Talk {
         let mut helper = self.task.helper();
         assert_eq!(helper.ask("seclude"), "0");
         helper
+    }
+
+    fn dropped(&self) -> u64 {
+        self.rules.counted(self.task.id).unwrap().map_or(0, |counted| counted.dropped)
     }
 
     fn refused(&self) -> u64 {
@@ -318,7 +329,7 @@ fn refusals_come_as_events_at_powers_of_two() {
     let loaded = talk.node.load();
     talk.set(&deny("10.0.0.0/8"));
     let mut helper = talk.secluded();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut stream = DenialStream::open_talk(&loaded.talk.unwrap()).unwrap();
         assert_eq!(helper.ask("count-refused connect tcp 10.0.0.9 443 20"), "0 20");
@@ -388,4 +399,98 @@ fn another_agent_adopts_rules_and_clears_what_was_left_halfway() {
     again.revoke(talk.task.id).unwrap();
     again.revoke(other.id).unwrap();
     assert_eq!(again.entries().unwrap(), (0, 0));
+}
+
+fn way(allow: bool, peer: &str, egress: bool) -> TalkRule {
+    TalkRule { egress, ingress: !egress, ..rule(allow, prefix(peer)) }
+}
+
+/// A connection that begins at this address of loopback; it goes on in the background.
+fn begin(from: [u8; 4], port: u16) -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let begun = socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into());
+    assert_eq!(begun.unwrap_err().raw_os_error(), Some(libc::EINPROGRESS));
+    socket
+}
+
+/// Waits for the next event.
+fn next_denial(stream: &mut DenialStream<TalkKey>, runtime: &Runtime) -> TalkKey {
+    let next = async { tokio::time::timeout(Duration::from_secs(60), stream.next()).await };
+    runtime.block_on(next).unwrap().unwrap().key
+}
+
+#[test]
+fn connections_are_let_in_by_rule() {
+    let Some(talk) = Talk::new("connections_are_let_in_by_rule") else { return };
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let _entered = runtime.enter();
+    let mut stream = DenialStream::open_talk(&talk.node.load().talk.unwrap()).unwrap();
+    let mut helper = talk.task.helper();
+    assert_eq!(helper.bind("l", "tcp4", talk.node.port), Ok(talk.node.port));
+    assert_eq!(helper.ask("listen l"), "0");
+    // It may only be called, and not by everybody; what it answers passes all the same.
+    let rules = vec![way(true, "127.0.0.0/8", false), way(false, "127.9.0.0/16", false)];
+    talk.set(&TalkGrant { rules, deny_rest: true });
+    let refused = begin([127, 9, 0, 1], talk.node.port);
+    let denied = next_denial(&mut stream, &runtime);
+    assert_eq!((denied.what, denied.protocol, denied.port), (denied::PACKET_IN, 6, talk.node.port));
+    assert_eq!(denied.address, Ipv4Addr::new(127, 9, 0, 1).to_ipv6_mapped().octets());
+    assert!(refused.peer_addr().is_err(), "the handshake went no further");
+    let allowed = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, talk.node.port)).unwrap();
+    assert_eq!(helper.ask("accept-and-close l"), "0");
+    drop(allowed);
+    assert!(is_refused(&mut helper, "connect tcp", [127, 0, 0, 1], talk.node.port), "it may not call");
+    // Asked about no more, as a task without rules.
+    talk.packets.set_rules(talk.task.id, false).unwrap();
+    let dropped = talk.dropped();
+    drop(std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, talk.node.port)).unwrap());
+    assert_eq!(talk.dropped(), dropped);
+}
+
+#[test]
+fn answers_pass_where_no_rule_lets_their_sender_open() {
+    let Some(talk) = Talk::new("answers_pass_where_no_rule_lets_their_sender_open") else { return };
+    let mut helper = talk.task.helper();
+    assert_eq!(helper.bind("u", "udp4", talk.node.port), Ok(talk.node.port));
+    let peers = [(); 2].map(|()| std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+    let to = (Ipv4Addr::LOCALHOST, talk.node.port);
+    let port = |i: usize| peers[i].local_addr().unwrap().port();
+
+    // It may only call: the one that it called may answer, as often as it likes.
+    talk.set(&TalkGrant { rules: vec![way(true, "127.0.0.0/8", true)], deny_rest: true });
+    peers[0].send_to(b"x", to).unwrap();
+    assert_eq!((helper.ask("drain u"), talk.dropped()), ("0 0".into(), 1));
+    assert!(helper.ask(&format!("send u udp4 {}", port(0))).starts_with("0 "));
+    for _ in 0..3 {
+        peers[0].send_to(b"x", to).unwrap();
+    }
+    peers[1].send_to(b"x", to).unwrap();
+    assert_eq!((helper.ask("drain u"), talk.dropped()), ("0 3".into(), 2));
+
+    // It may only be called: it may answer those who did.
+    talk.set(&TalkGrant { rules: vec![way(true, "127.0.0.0/8", false)], deny_rest: true });
+    let refused = (Errno::EPERM as i32).to_string();
+    let other = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let other_port = other.local_addr().unwrap().port();
+    assert_eq!(helper.ask(&format!("send u udp4 {other_port}")), refused);
+    other.send_to(b"x", to).unwrap();
+    assert_eq!(helper.ask("drain u"), "0 1");
+    assert!(helper.ask(&format!("send u udp4 {other_port}")).starts_with("0 "));
+}
+
+#[test]
+fn whatever_a_connection_brings_passes() {
+    let Some(talk) = Talk::new("whatever_a_connection_brings_passes") else { return };
+    let mut helper = talk.task.helper();
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    talk.set(&TalkGrant { rules: vec![way(true, "127.0.0.0/8", true)], deny_rest: true });
+    assert!(helper.ask(&format!("connect c tcp4 {port}")).starts_with("0 "));
+    let (mut accepted, _) = listener.accept().unwrap();
+    // The connection stays what it is when rules change.
+    talk.set(&TalkGrant { rules: vec![], deny_rest: true });
+    std::io::Write::write_all(&mut accepted, b"xyz").unwrap();
+    assert_eq!((helper.ask("drain c"), talk.dropped()), ("0 3".into(), 0));
 }

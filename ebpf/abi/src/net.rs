@@ -42,6 +42,8 @@ pub mod net_task {
     pub const CAPPED: u32 = 1;
     /// It has a network namespace of its own, whose interfaces are numbered apart.
     pub const OWN_NAMESPACE: u32 = 2;
+    /// It has an entry in [`TALK_TASKS`](crate::names::TALK_TASKS).
+    pub const RULES: u32 = 4;
 }
 
 /// A rate, as the time that a byte takes.

@@ -33,9 +33,25 @@ pub struct Counters {
     pub keys: *mut u64,
 }
 
-/// Counts a denial and returns the hook's answer.
+/// Counts a denial of a call and returns the hook's answer.
 #[inline(always)]
 pub fn deny<K: Denied>(key: K) -> i32 {
+    count(key, |event| {
+        event.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        event.uid = bpf_get_current_uid_gid() as u32;
+        event.comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
+    });
+    DENY
+}
+
+/// Counts a packet that is dropped. Whoever runs at that moment has nothing to do with it.
+#[inline(always)]
+pub fn deny_packet<K: Denied>(key: K) {
+    count(key, |_| ());
+}
+
+#[inline(always)]
+fn count<K: Denied>(key: K, name_caller: impl FnOnce(&mut DenialEvent<K>)) {
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let counters = key.counters();
@@ -50,10 +66,9 @@ pub fn deny<K: Denied>(key: K) -> i32 {
             fetch_add(&raw mut (*denial).count, 1) + 1
         };
         if count & (count - 1) == 0 {
-            report(key, count, now_ns);
+            report(key, count, now_ns, name_caller);
         }
     }
-    DENY
 }
 
 /// Where this denial is counted. `None` when the map is full: it is then in the task's total only.
@@ -79,15 +94,10 @@ fn entry<K: Denied>(mut key: K, counters: Option<Counters>, now_ns: u64) -> Opti
 }
 
 #[inline(always)]
-fn report<K: Denied>(key: K, count: u64, time_ns: u64) {
+fn report<K: Denied>(key: K, count: u64, time_ns: u64, name_caller: impl FnOnce(&mut DenialEvent<K>)) {
     let Some(mut slot) = K::events().reserve::<DenialEvent<K>>(0) else { return };
-    slot.write(DenialEvent {
-        key,
-        count,
-        time_ns,
-        pid: (bpf_get_current_pid_tgid() >> 32) as u32,
-        uid: bpf_get_current_uid_gid() as u32,
-        comm: bpf_get_current_comm().unwrap_or([0; COMM_LEN]),
-    });
+    let mut event = DenialEvent { key, count, time_ns, pid: 0, uid: 0, comm: [0; COMM_LEN] };
+    name_caller(&mut event);
+    slot.write(event);
     slot.submit(0);
 }

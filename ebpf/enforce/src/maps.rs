@@ -90,8 +90,7 @@ pub static TALK_GROUPS: HashMap<u64, TalkGroups> = HashMap::with_max_entries(MAX
 pub static PORT_HOLDERS: HashMap<u32, u64> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static CONVERSATIONS: LruHashMap<Conversation, u32> =
-    LruHashMap::with_max_entries(MAX_CONVERSATIONS, 0);
+pub static CONVERSATIONS: LruHashMap<Conversation, u32> = LruHashMap::with_max_entries(MAX_CONVERSATIONS, 0);
 
 #[map]
 pub static TALK_COUNTERS: HashMap<u64, TalkCounters> =

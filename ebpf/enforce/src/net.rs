@@ -17,7 +17,7 @@ use bulkhead_abi::{NetCount, NetInterface, NetTask, net_interface, net_task};
 use crate::{
     atomic,
     maps::{NET_CLOCKS, NET_COUNTERS, NET_DEVICES, NET_TASKS},
-    task,
+    talk, task,
 };
 use rate::Answer;
 use wire::Wire;
@@ -26,7 +26,7 @@ use wire::Wire;
 const PASS: i32 = 1;
 /// It goes on, and the sender's TCP is told to slow down.
 const PASS_CONGESTED: i32 = 3;
-/// Going in: it is dropped.
+/// It is dropped; going out, the call that sends it gets EPERM where it waits for that.
 const DROP: i32 = 0;
 /// Going out: it is dropped as by a queue that is full. TCP knows and keeps it, and does not count it as lost.
 const DROP_CONGESTED: i32 = 2;
@@ -40,7 +40,10 @@ struct Packet {
 
 #[inline(always)]
 pub fn egress(skb: *mut __sk_buff) -> i32 {
-    let Some(task) = task(skb) else { return PASS };
+    let Some((cgroup_id, task)) = task(skb) else { return PASS };
+    if task.flags & net_task::RULES != 0 && !talk::passes(skb, cgroup_id, false) {
+        return DROP;
+    }
     let packet = packet(skb, task);
     let answer =
         if rate::is_held_sending(task, packet.interface) { send(skb, task, &packet) } else { Answer::Pass };
@@ -56,7 +59,10 @@ pub fn egress(skb: *mut __sk_buff) -> i32 {
 
 #[inline(always)]
 pub fn ingress(skb: *mut __sk_buff) -> i32 {
-    let Some(task) = task(skb) else { return PASS };
+    let Some((cgroup_id, task)) = task(skb) else { return PASS };
+    if task.flags & net_task::RULES != 0 && !talk::passes(skb, cgroup_id, true) {
+        return DROP;
+    }
     let packet = packet(skb, task);
     let answer = if task.ingress.ns_per_byte != 0 { receive(task, &packet) } else { Answer::Pass };
     count_received(task.slot, &packet, answer);
@@ -71,11 +77,11 @@ pub fn ingress(skb: *mut __sk_buff) -> i32 {
 }
 
 #[inline(always)]
-fn task(skb: *mut __sk_buff) -> Option<&'static NetTask> {
+fn task(skb: *mut __sk_buff) -> Option<(u64, &'static NetTask)> {
     let cgroup_id = task::of_packet(skb)?;
     // SAFETY: the agent replaces values as a whole, and the kernel keeps their memory until this program ends. Should it
     // become another task's meanwhile, one packet is that one's.
-    unsafe { NET_TASKS.get(cgroup_id) }
+    unsafe { NET_TASKS.get(cgroup_id) }.map(|task| (cgroup_id, task))
 }
 
 #[inline(always)]

@@ -1,4 +1,4 @@
-//! Who may talk to whom: connects and sends, decided in the call.
+//! Who may talk to whom: connects and sends, decided in the call, and packets that open something.
 //!
 //! A rule is about who opens: what a connection carries afterwards, in either direction, belongs to whoever opened it
 //! and is not asked again. Sockets without a connection open nothing, so for them [`conversation`] remembers the
@@ -7,7 +7,10 @@
 mod address;
 mod conversation;
 mod denial;
+mod packet;
 mod rules;
+
+pub use packet::passes;
 
 use aya_ebpf::{bindings::bpf_sock_addr, helpers::generated::bpf_get_socket_cookie};
 use bulkhead_abi::{TalkKey, class, denied};

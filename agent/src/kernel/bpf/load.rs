@@ -245,7 +245,10 @@ fn load_talk(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfEr
 }
 
 fn load_net(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
-    let parts = InPlace { maps: &names::NET_MAPS, borrowed: (&[], PathBuf::new()), hooks: &NET_HOOKS };
+    // Packets are asked about in the same maps as calls, where there are rules at all.
+    let talk = spec.pin_dir.join(PinNames::of(spec)?.talk);
+    let borrowed: &[&str] = if talk.exists() { &names::TALK_MAPS } else { &[] };
+    let parts = InPlace { maps: &names::NET_MAPS, borrowed: (borrowed, talk), hooks: &NET_HOOKS };
     parts.load(spec, dir, older)
 }
 

@@ -97,7 +97,7 @@ impl NetRules {
     pub fn set(&self, cgroup_id: u64, rates: Rates) -> Result<(), BpfError> {
         let mut owners = self.owners();
         if let Some(before) = self.tasks.get(&cgroup_id)? {
-            let own = before.flags & net_task::OWN_NAMESPACE;
+            let own = before.flags & (net_task::OWN_NAMESPACE | net_task::RULES);
             return self.tasks.set(cgroup_id, entry(rates, before.slot, own));
         }
         let slot = owners.free().ok_or(BpfError::Full { name: names::NET_TASKS })?;
@@ -114,10 +114,22 @@ impl NetRules {
     /// # Errors
     /// The kernel's answer.
     pub fn set_own_namespace(&self, cgroup_id: u64, own: bool) -> Result<(), BpfError> {
+        self.set_flag(cgroup_id, net_task::OWN_NAMESPACE, own)
+    }
+
+    /// Tells whether packets of the task are asked about in [`TalkRules`](super::TalkRules).
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn set_rules(&self, cgroup_id: u64, rules: bool) -> Result<(), BpfError> {
+        self.set_flag(cgroup_id, net_task::RULES, rules)
+    }
+
+    fn set_flag(&self, cgroup_id: u64, flag: u32, on: bool) -> Result<(), BpfError> {
         let _owners = self.owners();
         let Some(mut task) = self.tasks.get(&cgroup_id)? else { return Ok(()) };
         let before = task.flags;
-        task.flags = before & !net_task::OWN_NAMESPACE | if own { net_task::OWN_NAMESPACE } else { 0 };
+        task.flags = before & !flag | if on { flag } else { 0 };
         if task.flags == before { Ok(()) } else { self.tasks.set(cgroup_id, task) }
     }
 

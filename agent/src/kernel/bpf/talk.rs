@@ -58,6 +58,7 @@ pub struct TalkRules {
     v6: Trie<V6_KEY_BYTES>,
     ports: Table<u32, PortVerdicts>,
     groups: Table<u64, TalkGroups>,
+    node: Table<[u8; 16], u32>,
     counters: Table<u64, TalkCounters>,
     denials: Table<TalkKey, Denial>,
     books: Mutex<Books>,
@@ -92,6 +93,7 @@ impl TalkRules {
             v6: Trie::open(dir, names::TALK_V6)?,
             ports: Table::open(dir, names::TALK_PORTS)?,
             groups: Table::open(dir, names::TALK_GROUPS)?,
+            node: Table::open(dir, names::NODE_ADDRESSES)?,
             counters: Table::open(dir, names::TALK_COUNTERS)?,
             denials: Table::open(dir, names::TALK_DENIALS)?,
             books: Mutex::default(),
@@ -113,6 +115,21 @@ impl TalkRules {
         found.sets = kept;
         *rules.lock() = found;
         Ok(rules)
+    }
+
+    /// Makes exactly these the addresses of this node, besides loopback.
+    ///
+    /// # Errors
+    /// [`BpfError::Full`] or the kernel's answer; then some of them may be missing.
+    pub fn set_node_addresses(&self, addresses: &BTreeSet<IpAddr>) -> Result<(), BpfError> {
+        let bytes = |address: &IpAddr| match address {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => v6.octets(),
+        };
+        let wanted: BTreeSet<_> = addresses.iter().map(bytes).collect();
+        let known: BTreeSet<_> = self.node.select(|_| true)?.into_iter().map(|(key, _)| key).collect();
+        wanted.difference(&known).try_for_each(|key| self.node.set(*key, 1))?;
+        known.difference(&wanted).try_for_each(|key| self.node.delete(key))
     }
 
     /// Puts these rules into force, all at once; `None` lets the task talk to everybody. Connections that are open stay

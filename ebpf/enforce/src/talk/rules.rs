@@ -70,6 +70,17 @@ impl FindPeer for PortHolder {
     }
 }
 
+/// For packets, whose other end is not looked for.
+#[derive(Clone, Copy)]
+pub struct Nobody;
+
+impl FindPeer for Nobody {
+    #[inline(always)]
+    fn groups(self, _: &Attempt) -> Option<*const TalkGroups> {
+        None
+    }
+}
+
 /// `None` for a task without rules.
 #[inline(always)]
 pub fn decide(attempt: &Attempt, peer: impl FindPeer + Copy) -> Option<Decision> {
@@ -100,7 +111,9 @@ fn look(task: *const TalkTask, set: u32, attempt: &Attempt, peer: impl FindPeer)
     {
         // SAFETY: fields of map values, aligned.
         unsafe {
-            if (&raw const (*peer).framework).read_volatile() == (&raw const (*task).framework).read_volatile() {
+            if (&raw const (*peer).framework).read_volatile()
+                == (&raw const (*task).framework).read_volatile()
+            {
                 found.ask(&raw const (*task).of_framework, attempt);
             }
             if (&raw const (*peer).role).read_volatile() == (&raw const (*task).role).read_volatile() {
