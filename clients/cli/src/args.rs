@@ -79,7 +79,7 @@ Examples:
   bulkhead run --ports 2 -- sh -c 'echo I may bind $PORT0 and $PORT1'
   bulkhead run --ports 31000-31002,8080 -- ./server
   bulkhead run --class revocable --cpus 4 -- make -j4
-  bulkhead run --net-default deny --allow 10.0.0.0/8,out,tcp=443 --allow framework -- ./client
+  bulkhead run --net-default deny --allow 10.0.0.0/8,out,tcp=443 -- ./client
   bulkhead run --name web --ports 1 --detach -- sh -c 'exec python3 -m http.server $PORT'
 
 Exit status:

@@ -15,10 +15,9 @@ pub(crate) struct PeerArgs {
     /// Let the task talk to PEER: PEER[,in|out][,tcp[=PORTS]][,udp[=PORTS]][,port=PORTS]
     ///
     /// PEER is a prefix (10.0.0.0/8, 2001:db8::/32), an address, or a name: `node` (this node's addresses), `outside`
-    /// (all others), `framework` or `role` (tasks on the same node that belong to the same), `any`. `out` is about
-    /// what the task opens, `in` about what the peer opens; both unless given. Ports are those to be reached, joined
-    /// by +: 80+443+8000-8099. The narrowest PEER decides: framework, role, the longest prefix, then node and
-    /// outside; between equals --deny wins. Answers to what was allowed pass. May be repeated.
+    /// (all others), `any`. `out` is about what the task opens, `in` about what the peer opens; both unless given.
+    /// Ports are those to be reached, joined by +: 80+443+8000-8099. The narrowest PEER decides: the longest prefix,
+    /// then node and outside; between equals --deny wins. Answers to what was allowed pass. May be repeated.
     #[arg(long, value_name = "RULE", value_parser = parse_rule)]
     allow: Vec<Rule>,
     /// Keep the task from talking to PEER; written as for --allow
