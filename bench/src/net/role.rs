@@ -29,7 +29,12 @@ pub(crate) enum Role {
     /// Sends over several connections
     Bulk { to: SocketAddr, connections: usize, seconds: u64 },
     /// Asks again and again, and prints how long answers took
-    Ask { to: SocketAddr, seconds: u64, pause: bool },
+    Ask {
+        to: SocketAddr,
+        seconds: u64,
+        #[arg(action = clap::ArgAction::Set)]
+        pause: bool,
+    },
     /// Binds and connects sockets
     Call { port: u16, times: u32 },
 }
