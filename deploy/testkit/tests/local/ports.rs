@@ -134,10 +134,8 @@ except OSError as e:
 ";
 
 async fn policies_and_sockets_are_held_or_refused() -> Result<()> {
-    let settings = tempfile::NamedTempFile::new()?;
     // A kernel without the BPF LSM would refuse the strict policies.
-    fs::write(settings.path(), "allow_unenforced = [\"port_choice\"]\n")?;
-    let args = vec!["--config".to_owned(), settings.path().display().to_string()];
+    let args = ["--allow-unenforced", "port_choice"].map(str::to_owned).to_vec();
     let cluster = Cluster::start(Options { agent_args: args, ..Options::default() }).await?;
     needs_port_rules(&cluster).await?;
     let framework = cluster.framework("policies").await?;
