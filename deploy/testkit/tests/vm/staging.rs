@@ -35,7 +35,7 @@ async fn xfs_refuses_artifacts_that_do_not_fit() -> Result<()> {
 async fn refuses(kind: Kind) -> Result<()> {
     let host = tempfile::tempdir()?;
     // The last is as large as the grant, and leaves nothing for the directories.
-    let sizes = [("fits", (QUOTA_MIB - 1) << 20), ("large", QUOTA_MIB << 21), ("exact", QUOTA_MIB << 20)];
+    let sizes = [("fits", QUOTA_MIB << 18), ("large", QUOTA_MIB << 21), ("exact", QUOTA_MIB << 20)];
     for (name, bytes) in sizes {
         fs::write(host.path().join(name), vec![b'x'; usize::try_from(bytes)?])?;
     }
@@ -85,8 +85,10 @@ async fn holds(kind: Kind) -> Result<()> {
     let settings = format!("image_dirs = [{:?}]\ndisk_projects = \"7000-7099\"\n", dir.path());
     let on = OnDisk::with(kind, &settings, Options::default()).await?;
     let framework = on.cluster.framework("image").await?;
-    // All that it can write to, its sandbox and its /tmp, is of one quota; the image itself is nobody's to change.
+    // All that it can write to, its sandbox and its /tmp, is of one quota; the image itself is nobody's to change. The
+    // output counts too: its first block must be there before the rest is gone.
     let fill = "\
+echo filling
 dd if=/dev/zero of=/mnt/sandbox/half bs=1048576 count=4 2>/dev/null
 dd if=/dev/zero of=/tmp/rest bs=4096 2>&1
 busybox wc -c /mnt/sandbox/half /tmp/rest
