@@ -76,8 +76,8 @@ fn what_dead_loaders_and_older_agents_left_is_cleared_away() {
     assert!(node.load().fresh);
     let mut left: Vec<_> = fs::read_dir(&node.spec.pin_dir).unwrap().map(|e| e.unwrap().path()).collect();
     left.sort();
-    let optional =
-        [loaded.devices, loaded.exits, loaded.foreign, loaded.net, loaded.ooms].map(Result::unwrap);
+    let optional = [loaded.devices, loaded.exits, loaded.foreign, loaded.net, loaded.ooms, loaded.talk]
+        .map(Result::unwrap);
     let mut expected: Vec<_> = optional.into_iter().chain([loaded.ports]).chain(loaded.listen).collect();
     expected.sort();
     assert_eq!(left, expected);

@@ -1,6 +1,6 @@
 //! Bandwidth of a link: offered, kept for whom it was granted, and left as it was found.
 
-use std::{process::Command, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use bulkhead_proto::v1::{Grant, NetOptions, TaskReason, TaskState};
@@ -77,14 +77,27 @@ fn qdisc() -> Result<String> {
     run(&format!("tc qdisc show dev {NEAR}"))
 }
 
-/// What the far end received so far.
+/// What the far end received so far: of such a pair, what has left the near one. Read without starting a program, which
+/// takes longer on an emulated processor than the figures allow.
 fn arrived_bytes() -> Result<u64> {
-    let file = "/sys/class/net/far/statistics/rx_bytes";
-    Ok(run(&format!("ip netns exec {FAR} cat {file}"))?.trim().parse()?)
+    let file = format!("/sys/class/net/{NEAR}/statistics/tx_bytes");
+    Ok(fs::read_to_string(&file).context(file)?.trim().parse()?)
 }
+
+/// A sender has begun, its first burst is over, and what waited at an earlier rate has left, when this much has arrived.
+const SETTLED_BYTES: u64 = 300_000;
 
 /// What arrives, in bits a second, over a while.
 async fn arriving() -> Result<f64> {
+    let settled = arrived_bytes()? + SETTLED_BYTES;
+    until("a steady flow", || async {
+        match arrived_bytes() {
+            Ok(bytes) if bytes >= settled => Ok(()),
+            Ok(bytes) => Err(Verdict::NotYet(format!("{bytes} of {settled} bytes"))),
+            Err(error) => Err(Verdict::Never(error.to_string())),
+        }
+    })
+    .await?;
     let (start, before) = (std::time::Instant::now(), arrived_bytes()?);
     tokio::time::sleep(Duration::from_secs(4)).await;
     let bytes = u32::try_from(arrived_bytes()? - before)?;
