@@ -31,34 +31,35 @@ pub(crate) enum CopyError<E> {
     Refused(E),
 }
 
-/// Copies everything from the start of `source` to the empty file `target`; `piece` hears of every piece
-/// beforehand and may end it.
+/// Copies everything from the start of `source` to the empty file `target`; `piece` hears of every byte once,
+/// beforehand, and may end it.
 pub(crate) fn copy<E>(
     source: &File,
     target: &File,
-    mut piece: impl FnMut(u64) -> Result<(), E>,
+    piece: impl FnMut(u64) -> Result<(), E>,
 ) -> Result<(), CopyError<E>> {
     let bytes = source.metadata().map_err(CopyError::Io)?.len();
+    let mut announced = Announced { piece, bytes: 0 };
     if bytes == 0 {
         return Ok(());
     }
     if ioctl_ficlone(target, source).is_ok() {
-        return piece(bytes).map_err(CopyError::Refused);
+        return announced.up_to(bytes);
     }
     let (mut from, mut to) = (0, 0);
     loop {
         let wanted = usize::try_from(bytes.saturating_sub(from)).map_or(PIECE_BYTES, |b| b.min(PIECE_BYTES));
-        piece(wanted as u64).map_err(CopyError::Refused)?;
         if wanted == 0 {
             return Ok(());
         }
+        announced.up_to(from + wanted as u64)?;
         match copy_file_range(source, Some(&mut from), target, Some(&mut to), wanted) {
             // Shorter than it was a moment ago.
             Ok(0) => return Ok(()),
             Ok(_) | Err(Errno::INTR) => {}
             // Different file systems, or one that cannot: nothing was copied so far.
             Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) if from == 0 => {
-                return by_hand(source, target, None, piece).map(|_| ());
+                return by_hand(source, target, None, &mut announced).map(|_| ());
             }
             Err(e) => return Err(CopyError::Io(e.into())),
         }
@@ -72,16 +73,35 @@ pub(crate) fn copy_hashed<E>(
     algorithm: Algorithm,
     piece: impl FnMut(u64) -> Result<(), E>,
 ) -> Result<(u64, Digest), CopyError<E>> {
-    let (bytes, hasher) = by_hand(source, target, Some(Hasher::new(algorithm)), piece)?;
+    let mut announced = Announced { piece, bytes: 0 };
+    let (bytes, hasher) = by_hand(source, target, Some(Hasher::new(algorithm)), &mut announced)?;
     let hasher = hasher.unwrap_or_else(|| Hasher::new(algorithm));
     Ok((bytes, hasher.finish()))
+}
+
+/// Tells of bytes once, however often the kernel is asked for them.
+struct Announced<F> {
+    piece: F,
+    bytes: u64,
+}
+
+impl<E, F: FnMut(u64) -> Result<(), E>> Announced<F> {
+    /// What lies before `end` and was not told of is about to be copied.
+    fn up_to(&mut self, end: u64) -> Result<(), CopyError<E>> {
+        let more = end.saturating_sub(self.bytes);
+        if more > 0 {
+            (self.piece)(more).map_err(CopyError::Refused)?;
+            self.bytes = end;
+        }
+        Ok(())
+    }
 }
 
 fn by_hand<E>(
     mut source: &File,
     mut target: &File,
     mut hasher: Option<Hasher>,
-    mut piece: impl FnMut(u64) -> Result<(), E>,
+    announced: &mut Announced<impl FnMut(u64) -> Result<(), E>>,
 ) -> Result<(u64, Option<Hasher>), CopyError<E>> {
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut total = 0;
@@ -92,7 +112,7 @@ fn by_hand<E>(
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) => return Err(CopyError::Io(e)),
         };
-        piece(read as u64).map_err(CopyError::Refused)?;
+        announced.up_to(total + read as u64)?;
         target.write_all(&buffer[..read]).map_err(CopyError::Io)?;
         total += read as u64;
         if let Some(hasher) = &mut hasher {
@@ -104,6 +124,8 @@ fn by_hand<E>(
 #[cfg(test)]
 mod tests {
     use std::{fs, io::Seek as _};
+
+    use rustix::fs::{MemfdFlags, memfd_create};
 
     use super::*;
 
@@ -133,6 +155,23 @@ mod tests {
                 copy_hashed::<()>(&source, &target, Algorithm::Sha256, |_| Ok(())).unwrap();
             assert_eq!((copied, digest), (len as u64, Digest::of(Algorithm::Sha256, &bytes)));
             assert_eq!(content(target), bytes);
+        }
+    }
+
+    /// A file of memory is on another file system, where the copy begins anew by hand.
+    #[test]
+    fn every_byte_is_told_of_once() {
+        let memory = File::from(memfd_create("source", MemfdFlags::CLOEXEC).unwrap());
+        memory.set_len(PIECE_BYTES as u64 + 3).unwrap();
+        for source in [files(&vec![0; PIECE_BYTES + 3]).0, memory] {
+            let (target, mut told) = (tempfile::tempfile().unwrap(), 0);
+            let count = |bytes| {
+                told += bytes;
+                Ok::<_, ()>(())
+            };
+            copy(&source, &target, count).unwrap();
+            assert_eq!(told, PIECE_BYTES as u64 + 3);
+            assert_eq!(target.metadata().unwrap().len(), told);
         }
     }
 
