@@ -3,6 +3,7 @@
 
 #![expect(clippy::print_stdout, reason = "cargo reads instructions there")]
 
+mod btf;
 mod c;
 mod host;
 mod rust;

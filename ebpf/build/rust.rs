@@ -12,7 +12,12 @@ use std::{
     process::Command,
 };
 
-use crate::host::{missing, read, run, runs, stdout, write};
+use object::read::archive::ArchiveFile;
+
+use crate::{
+    btf,
+    host::{missing, read, run, runs, stdout, write},
+};
 
 const PACKAGES: &str = "rustc-web rust-web-src cargo-web llvm-22";
 const MANIFEST: &str = "enforce/Cargo.toml";
@@ -37,6 +42,8 @@ pub(crate) fn build(out: &Path) -> Result<Vec<u8>, String> {
     let mut cargo = cargo(&rust);
     cargo
         .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", "bpfel-unknown-none"])
+        // The same object wherever it is built: file names are in it.
+        .args(["-Z", "trim-paths", "--config", "profile.release.trim-paths='all'"])
         .args(["--manifest-path", MANIFEST, "--target-dir"])
         .arg(&target);
     run(&mut cargo)?;
@@ -45,8 +52,13 @@ pub(crate) fn build(out: &Path) -> Result<Vec<u8>, String> {
     let bytes = read(&archive)?;
     write(&bitcode, member(&bytes).ok_or_else(|| format!("{}: no bitcode in it", archive.display()))?)?;
     let object = out.join("enforce.bpf.o");
-    run(Command::new(llc).args(LLC_ARGS).arg(&bitcode).arg("-o").arg(&object))?;
-    read(&object)
+    run(Command::new(&llc).args(LLC_ARGS).arg(&bitcode).arg("-o").arg(&object))?;
+    // Debug information has done its part: the type information is derived from it.
+    run(Command::new(strip_of(&llc)).arg("--strip-debug").arg(&object))?;
+    let mut bytes = read(&object)?;
+    btf::mend(&mut bytes)?;
+    write(&object, &bytes)?;
+    Ok(bytes)
 }
 
 /// `<target>/bpf`, from `<target>/<profile>/build/<package>/out`: core takes most of the time, and
@@ -134,17 +146,18 @@ fn find_llc(rust: &Rust) -> Result<OsString, String> {
         .ok_or_else(|| missing(&format!("no llc-{} or newer", rust.llvm), &format!("llvm-{}", rust.llvm)))
 }
 
-/// The one bitcode file in an archive in the format of ar(5).
+/// llvm-strip, which comes with llc.
+fn strip_of(llc: &OsStr) -> PathBuf {
+    let llc = Path::new(llc);
+    let version = llc.file_name().and_then(OsStr::to_str).and_then(|name| name.strip_prefix("llc"));
+    llc.with_file_name(format!("llvm-strip{}", version.unwrap_or_default()))
+}
+
+/// The one bitcode file in an archive.
 fn member(archive: &[u8]) -> Option<&[u8]> {
-    const HEADER: usize = 60;
-    let mut at = b"!<arch>\n".len();
-    while let Some(header) = archive.get(at..at + HEADER) {
-        let size: usize = std::str::from_utf8(&header[48..58]).ok()?.trim().parse().ok()?;
-        let body = archive.get(at + HEADER..)?.get(..size)?;
-        if body.starts_with(b"BC\xc0\xde") {
-            return Some(body);
-        }
-        at += HEADER + size.next_multiple_of(2);
-    }
-    None
+    let members = ArchiveFile::parse(archive).ok()?;
+    members.members().find_map(|member| {
+        let data = member.ok()?.data(archive).ok()?;
+        data.starts_with(b"BC\xc0\xde").then_some(data)
+    })
 }

@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path};
 
+use aya::programs::loaded_programs;
 use bulkhead_abi::names;
 use bulkhead_agent::kernel::bpf::{self, PortRules};
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapType, libbpf_sys};
@@ -46,6 +47,27 @@ fn a_loader_that_fails_says_why() {
     nowhere.cgroup.push("missing");
     let error = bpf::load_and_pin(&nowhere).unwrap_err();
     assert!(error.to_string().contains("missing"), "{error}");
+}
+
+/// What the verifier has to look at decides how long an agent takes to start. Functions that many ways lead to are
+/// looked at once, which takes type information that the kernel accepts.
+#[test]
+fn programs_are_verified_at_once() {
+    const MOST_INSTRUCTIONS: u32 = 20_000;
+    let Some(node) = Node::new("programs_are_verified_at_once") else { return };
+    node.load();
+    let sets = fs::read_dir(&node.spec.pin_dir).unwrap().map(|set| set.unwrap().path());
+    let sets: Vec<_> = sets.filter(|path| path.is_dir()).collect();
+    let hooks = names::ENFORCE_PROGRAMS.iter().chain(&names::TALK_PROGRAMS).chain(&names::NET_PROGRAMS);
+    for name in hooks.chain([&names::DEVICE_PROGRAM]) {
+        let pin = sets.iter().map(|set| set.join(name)).find(|pin| pin.exists()).unwrap();
+        let id = libbpf_rs::Link::open(pin).unwrap().info().unwrap().prog_id;
+        let program = loaded_programs().flatten().find(|program| program.id() == id).unwrap();
+        assert!(program.btf_id().is_some(), "{name} was loaded without its type information");
+        // 5.16 and later tell.
+        let looked_at = program.verified_instruction_count().unwrap_or(0);
+        assert!(looked_at < MOST_INSTRUCTIONS, "{name}: {looked_at} instructions");
+    }
 }
 
 #[test]

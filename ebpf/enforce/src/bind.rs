@@ -51,7 +51,7 @@ fn bind_any(addr: *mut bpf_sock_addr, ip_version: u16, cgroup_id: u64, protocol:
     if choice & BIND_GRANTED != 0 {
         // SAFETY: the helper takes the context of this hook.
         let cookie = unsafe { bpf_get_socket_cookie(addr.cast()) };
-        let port = usage::choose(cgroup_id, protocol.index(), cookie) as u16;
+        let port = usage::choose(cgroup_id, protocol, cookie);
         if port != 0 {
             // SAFETY: the verifier admits a whole, aligned write of this field.
             unsafe { (&raw mut (*addr).user_port).write_volatile(u32::from(port.to_be())) };

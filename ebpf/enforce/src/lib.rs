@@ -4,6 +4,9 @@
 //! caller's ancestor at the level of tasks: cgroups that a task makes below its own stay held.
 //! Only the context that the kernel promises to user space is read, so nothing needs relocation.
 //!
+//! Functions with `no_mangle` that are no hooks are *global*: the verifier looks at each once, by its signature alone,
+//! and not again for each way that leads to a call. So they take and return numbers, which it knows nothing of.
+//!
 //! | hook | does |
 //! |---|---|
 //! | bind4, bind6 | allow a granted port, deny others, answer port 0 as the task's policy says |

@@ -18,7 +18,7 @@ use bulkhead_abi::{TalkKey, class, denied};
 use crate::{ALLOW, denial::deny, opaque::opaque, task};
 
 use address::Address;
-use rules::{Attempt, PortHolder};
+use rules::Attempt;
 
 /// Answers a connect, or a send to an address on a socket without a connection.
 #[inline(always)]
@@ -31,8 +31,9 @@ pub fn call(addr: *mut bpf_sock_addr, to: Address) -> i32 {
     // The context keeps the port as the address does: in network byte order, in the low half.
     let port = u16::from_be((user_port & 0xffff) as u16);
     let class = class_of(protocol);
-    let attempt = Attempt { cgroup_id, address: to, port, cell: class, answers: class != class::TCP };
-    let Some(decision) = rules::decide(&attempt, PortHolder) else { return ALLOW };
+    let answers = class != class::TCP;
+    let attempt = Attempt { cgroup_id, address: to, port, cell: class, answers, names_peer: true };
+    let Some(decision) = rules::decide(&attempt) else { return ALLOW };
     if decision.is_plain() {
         return ALLOW;
     }

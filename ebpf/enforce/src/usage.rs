@@ -28,11 +28,20 @@ const TAKEN: u32 = 1 << 16;
 
 /// A port for a socket that asked for any, noted as used: one that looks free, else one that was bound by number; else
 /// some port of the grant that is in use, so that the kernel answers. 0 for a task without ports.
-///
-/// A function of its own, as everything here that loops: what it leaves on its stack would keep the verifier
-/// from finding alike what is alike after it.
+#[inline(always)]
+pub fn choose(cgroup_id: u64, protocol: Protocol, cookie: u64) -> u16 {
+    ports_choose(cgroup_id, protocol.index(), cookie) as u16
+}
+
+/// The socket holds no port any more.
+#[inline(always)]
+pub fn release(cookie: u64) {
+    ports_release(cookie);
+}
+
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn choose(cgroup_id: u64, protocol: u32, cookie: u64) -> u32 {
+extern "C" fn ports_choose(cgroup_id: u64, protocol: u32, cookie: u64) -> u32 {
     let protocol = Protocol::of(protocol);
     let Some(walk) = Walk::of(cgroup_id, protocol) else { return 0 };
     let port = match take_free(cgroup_id, protocol, &walk) {
@@ -47,14 +56,16 @@ pub fn choose(cgroup_id: u64, protocol: u32, cookie: u64) -> u32 {
     port & !TAKEN
 }
 
-/// The socket holds no port any more.
+/// Always 0.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn release(cookie: u64) {
+extern "C" fn ports_release(cookie: u64) -> u32 {
     // SAFETY: only this socket's own calls, which the kernel serialises, change its entry.
-    let Some(&held) = (unsafe { SOCKETS.get(cookie) }) else { return };
+    let Some(&held) = (unsafe { SOCKETS.get(cookie) }) else { return 0 };
     // It was there a moment ago; if the map evicted it meanwhile, that is as good.
     let _ = SOCKETS.remove(cookie);
     unuse(held);
+    0
 }
 
 /// Remembers what a socket was given, in place of what it was given before and the kernel refused.
@@ -63,7 +74,7 @@ fn note(cookie: u64, held: SocketPort) {
     if SOCKETS.insert(cookie, held, u64::from(BPF_NOEXIST)).is_ok() {
         return;
     }
-    // SAFETY: as in `release`.
+    // SAFETY: as in `ports_release`.
     if let Some(&before) = unsafe { SOCKETS.get(cookie) }
         && before != held
     {
@@ -82,10 +93,9 @@ fn take_free(cgroup_id: u64, protocol: Protocol, walk: &Walk) -> u32 {
         if step > walk.round {
             return 0;
         }
-        let Some(at) = walk.step() else { continue };
-        let port = claim(cgroup_id, protocol.index(), at.into());
+        let (at, words) = walk.position();
+        let port = walk.go_on(ports_claim(cgroup_id, protocol.index(), at, words));
         if port != 0 {
-            walk.go_on_at((port as u16).wrapping_add(1));
             return port;
         }
     }
@@ -97,20 +107,16 @@ fn take_free(cgroup_id: u64, protocol: Protocol, walk: &Walk) -> u32 {
 fn any(cgroup_id: u64, protocol: Protocol, walk: &Walk) -> u32 {
     // Once through the index, and to its first word again.
     for _ in 0..=INDEX_WORDS {
-        let Some(at) = walk.step() else { continue };
-        let port = claim_any(cgroup_id, protocol.index(), at.into());
+        let (at, words) = walk.position();
+        let port = walk.go_on(ports_claim_any(cgroup_id, protocol.index(), at, words));
         if port != 0 {
-            walk.go_on_at((port as u16).wrapping_add(1));
             return port;
         }
     }
     0
 }
 
-/// The walk through the granted words of one task and protocol.
-///
-/// Its position is in the map and read from there in each step. So the verifier knows nothing of it
-/// and finds all steps alike; in a register it would follow every way that the position can take.
+/// The walk through the granted words of one task and protocol. Its position is in the map.
 struct Walk {
     index: *const u64,
     position: *mut u64,
@@ -134,67 +140,100 @@ impl Walk {
         }
     }
 
-    /// Moves past the next granted word, or past up to 64 words without any. Returns where in a
-    /// granted word to look: at the position, or from its first port.
+    /// The port to go on at, and which of the 64 words around it are granted.
     #[inline(always)]
-    fn step(&self) -> Option<u16> {
+    fn position(&self) -> (u32, u64) {
         // SAFETY: a field of a map value, aligned.
-        let at = unsafe { self.position.read_volatile() } as u16;
-        let word = at >> 6;
+        let at = unsafe { self.position.read_volatile() } as u32 & 0xffff;
         // SAFETY: the index is below 16, the length of the array.
-        let words = unsafe { self.index.add(usize::from(word >> 6) & 15).read_volatile() };
-        // Of 64 words: those that are granted, from the one at hand on.
-        let words = words >> (word & 63);
-        if words == 0 {
-            self.go_on_at(((word >> 6) + 1) << 12);
-            return None;
-        }
-        let skip = trailing_zeros(words);
-        self.go_on_at((word + skip + 1) << 6);
-        Some(if skip == 0 { at } else { (word + skip) << 6 })
+        let words = unsafe { self.index.add((at >> 12) as usize & 15).read_volatile() };
+        (at, words)
     }
 
+    /// Takes what a step returned: the port to go on at in the upper half, and the one that was found.
     #[inline(always)]
-    fn go_on_at(&self, port: u16) {
+    fn go_on(&self, step: u64) -> u32 {
         // SAFETY: a field of a map value, aligned.
-        unsafe { self.position.write_volatile(u64::from(port)) };
+        unsafe { self.position.write_volatile(step >> 32) };
+        step as u32
     }
 }
 
-/// Takes a port of the word that `at` is in, from `at` on, that looks free and was never bound by number. 0 if there
-/// is none, or if another socket was faster.
+/// Where to look from a position on.
+struct Step {
+    /// In a granted word, if there is any.
+    at: Option<u16>,
+    /// Where to go on if there is nothing.
+    next: u16,
+}
+
+impl Step {
+    /// To the position or to the first port of the next granted word, or past up to 64 words without any.
+    #[inline(always)]
+    fn of(at: u32, words: u64) -> Self {
+        let (at, word) = (at as u16, (at as u16) >> 6);
+        // Of 64 words: those that are granted, from the one at hand on.
+        let words = words >> (word & 63);
+        if words == 0 {
+            return Self { at: None, next: ((word >> 6) + 1) << 12 };
+        }
+        let skip = trailing_zeros(words);
+        let first = if skip == 0 { at } else { (word + skip) << 6 };
+        Self { at: Some(first), next: (word + skip + 1) << 6 }
+    }
+
+    #[inline(always)]
+    fn nothing(&self) -> u64 {
+        u64::from(self.next) << 32
+    }
+}
+
+/// Of a port that was found; the search goes on behind it.
+#[inline(always)]
+fn found(port: u16, taken: u32) -> u64 {
+    u64::from(port.wrapping_add(1)) << 32 | u64::from(u32::from(port) | taken)
+}
+
+/// One step: takes a port of the next word, from the position on, that looks free and was never bound by number.
+/// None if there is none, or if another socket was faster.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn claim(cgroup_id: u64, protocol: u32, at: u32) -> u32 {
-    let at = at as u16;
-    let Some(word) = PORTS.get_ptr_mut(word_key(cgroup_id, Protocol::of(protocol), at)) else { return 0 };
+extern "C" fn ports_claim(cgroup_id: u64, protocol: u32, at: u32, words: u64) -> u64 {
+    let step = Step::of(at, words);
+    let Some(at) = step.at else { return step.nothing() };
+    let key = word_key(cgroup_id, Protocol::of(protocol), at);
+    let Some(word) = PORTS.get_ptr_mut(key) else { return step.nothing() };
     // SAFETY: fields of a map value, aligned.
     let taken =
         unsafe { (&raw const (*word).used).read_volatile() | (&raw const (*word).numbered).read_volatile() };
     let free = granted(word) & (u64::MAX << (at & 63)) & !taken;
     if free == 0 {
-        return 0;
+        return step.nothing();
     }
     let port = (at & !63) | trailing_zeros(free);
     // SAFETY: a field of a map value, aligned.
     let was = unsafe { fetch_or(&raw mut (*word).used, port_bit(port)) };
-    if was & port_bit(port) == 0 { port.into() } else { 0 }
+    if was & port_bit(port) == 0 { found(port, 0) } else { step.nothing() }
 }
 
 /// The same for any port, those that are not used first; with [`TAKEN`] where all are.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn claim_any(cgroup_id: u64, protocol: u32, at: u32) -> u32 {
-    let at = at as u16;
-    let Some(word) = PORTS.get_ptr_mut(word_key(cgroup_id, Protocol::of(protocol), at)) else { return 0 };
+extern "C" fn ports_claim_any(cgroup_id: u64, protocol: u32, at: u32, words: u64) -> u64 {
+    let step = Step::of(at, words);
+    let Some(at) = step.at else { return step.nothing() };
+    let key = word_key(cgroup_id, Protocol::of(protocol), at);
+    let Some(word) = PORTS.get_ptr_mut(key) else { return step.nothing() };
     let all = granted(word) & (u64::MAX << (at & 63));
     if all == 0 {
-        return 0;
+        return step.nothing();
     }
     // SAFETY: a field of a map value, aligned.
     let unused = all & !unsafe { (&raw const (*word).used).read_volatile() };
     let port = (at & !63) | trailing_zeros(if unused == 0 { all } else { unused });
     // SAFETY: as above.
     let was = unsafe { fetch_or(&raw mut (*word).used, port_bit(port)) };
-    if was & port_bit(port) == 0 { port.into() } else { u32::from(port) | TAKEN }
+    found(port, if was & port_bit(port) == 0 { 0 } else { TAKEN })
 }
 
 /// Nobody that was given the port holds it any more.

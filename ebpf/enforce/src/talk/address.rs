@@ -43,14 +43,35 @@ impl Address {
         unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(self.0) }
     }
 
-    /// Is it one of this node's own?
-    #[inline(never)]
-    pub fn is_here(&self) -> bool {
-        let [a, b, c, d] = self.0;
-        match self.to_v4() {
-            Some(v4) if opaque(v4) & FIRST_BYTE == LOOPBACK => true,
-            None if opaque(a | b | c | d ^ 1u32.to_be()) == 0 => true,
-            _ => NODE_ADDRESSES.get_ptr(self.0).is_some(),
-        }
+    /// As two numbers, first and last half.
+    #[inline(always)]
+    pub fn halves(&self) -> (u64, u64) {
+        let [a, b, c, d] = self.0.map(u64::from);
+        (a << 32 | b, c << 32 | d)
     }
+
+    #[inline(always)]
+    pub fn of_halves(high: u64, low: u64) -> Self {
+        Self([(high >> 32) as u32, high as u32, (low >> 32) as u32, low as u32])
+    }
+
+    /// Is it one of this node's own?
+    #[inline(always)]
+    pub fn is_here(&self) -> bool {
+        let (high, low) = self.halves();
+        talk_is_here(high, low) != 0
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn talk_is_here(high: u64, low: u64) -> u32 {
+    let address = Address::of_halves(high, low);
+    let [a, b, c, d] = address.0;
+    let here = match address.to_v4() {
+        Some(v4) if v4 & FIRST_BYTE == LOOPBACK => true,
+        None if a | b | c | d ^ 1u32.to_be() == 0 => true,
+        _ => NODE_ADDRESSES.get_ptr(address.0).is_some(),
+    };
+    here.into()
 }

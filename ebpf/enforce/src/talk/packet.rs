@@ -15,7 +15,7 @@ use bulkhead_abi::{INGRESS_CELL, TalkKey, class, denied};
 use super::{
     address::Address,
     class_of, conversation,
-    rules::{self, Attempt, Nobody},
+    rules::{self, Attempt},
 };
 use crate::{denial::deny_packet, opaque::opaque};
 
@@ -59,8 +59,9 @@ fn asks(
 ) -> bool {
     let (peer_port, own_port) = if class == class::OTHER { (0, 0) } else { (header.peer_port, socket.port) };
     let (cell, port) = if incoming { (class | INGRESS_CELL, own_port) } else { (class, peer_port) };
-    let attempt = Attempt { cgroup_id, address: header.peer, port, cell, answers: class != class::TCP };
-    let Some(decision) = rules::decide(&attempt, Nobody) else { return true };
+    let answers = class != class::TCP;
+    let attempt = Attempt { cgroup_id, address: header.peer, port, cell, answers, names_peer: false };
+    let Some(decision) = rules::decide(&attempt) else { return true };
     if decision.is_plain() {
         return true;
     }

@@ -7,18 +7,13 @@
 use core::arch::asm;
 
 use aya_ebpf::maps::lpm_trie::Key;
-use bulkhead_abi::{
-    CELLS, Cells, INGRESS_CELL, MAX_STRETCHES, SET_BITS, TalkGroups, TalkTask, talk_flag, verdict,
-};
+use bulkhead_abi::{CELLS, Cells, INGRESS_CELL, MAX_STRETCHES, SET_BITS, TalkGroups, talk_flag, verdict};
 
 use super::address::Address;
 use crate::{
     maps::{PORT_HOLDERS, TALK_GROUPS, TALK_PORTS, TALK_TASKS, TALK_V4, TALK_V6},
     opaque::opaque,
 };
-
-/// A task's rules are looked up again when they change while they are read; a change takes far longer than a look.
-const TRIES: u32 = 2;
 
 /// Somebody wants to open something.
 pub struct Attempt {
@@ -31,6 +26,8 @@ pub struct Attempt {
     pub cell: u32,
     /// Is it of interest whether the other direction needs no rule of its own?
     pub answers: bool,
+    /// Is the peer's port known, by which it is found if it is a task of this node?
+    pub names_peer: bool,
 }
 
 /// What is done about it.
@@ -48,91 +45,104 @@ impl Decision {
     }
 }
 
-/// How a peer that is a task of this node is found.
-pub trait FindPeer {
-    /// What it belongs with. Asked only where a rule names tasks.
-    fn groups(self, attempt: &Attempt) -> Option<*const TalkGroups>;
-}
-
-/// By the port that was granted to it. For calls, when there is no packet yet.
-#[derive(Clone, Copy)]
-pub struct PortHolder;
-
-impl FindPeer for PortHolder {
-    #[inline(always)]
-    fn groups(self, attempt: &Attempt) -> Option<*const TalkGroups> {
-        if !attempt.address.is_here() {
-            return None;
-        }
-        // SAFETY: one word, which is not torn.
-        let holder = unsafe { PORT_HOLDERS.get(u32::from(attempt.port)).copied()? };
-        TALK_GROUPS.get_ptr(holder)
-    }
-}
-
-/// For packets, whose other end is not looked for.
-#[derive(Clone, Copy)]
-pub struct Nobody;
-
-impl FindPeer for Nobody {
-    #[inline(always)]
-    fn groups(self, _: &Attempt) -> Option<*const TalkGroups> {
-        None
-    }
-}
-
 /// `None` for a task without rules.
 #[inline(always)]
-pub fn decide(attempt: &Attempt, peer: impl FindPeer + Copy) -> Option<Decision> {
-    for _ in 0..TRIES {
-        let task = TALK_TASKS.get_ptr(attempt.cgroup_id)?;
-        // SAFETY: a field of a map value, aligned. Volatile: the order of these reads is what makes them one version.
-        let set = unsafe { (&raw const (*task).set).read_volatile() };
-        let found = Found(look(task, set, attempt, peer));
-        // SAFETY: as above.
-        if unsafe { (&raw const (*task).set).read_volatile() } == set {
-            return Some(found.decision());
-        }
+pub fn decide(attempt: &Attempt) -> Option<Decision> {
+    let (high, low) = attempt.address.halves();
+    let about = About::of(attempt).0;
+    let mut found = talk_look(attempt.cgroup_id, high, low, about);
+    if found == CHANGED {
+        // A change takes far longer than a look: that it changes twice means it is being torn down.
+        found = talk_look(attempt.cgroup_id, high, low, about);
     }
-    Some(Decision { allowed: false, both_ways: false })
+    match found {
+        NO_RULES => None,
+        CHANGED => Some(Decision { allowed: false, both_ways: false }),
+        found => Some(Found(found).decision()),
+    }
 }
 
-/// The [`Found`] of one version.
-///
-/// A function of its own, as are those that it calls: the verifier forgets what they left on their stacks, and finds
-/// alike what is alike after them.
+/// In place of a [`Found`]: the task has no rules.
+const NO_RULES: u32 = u32::MAX;
+/// In place of a [`Found`]: the task's rules changed while they were read.
+const CHANGED: u32 = u32::MAX - 1;
+
+/// What an attempt is about, as one number: the port, the cell, and the two questions.
+#[derive(Clone, Copy)]
+struct About(u32);
+
+impl About {
+    const ANSWERS: u32 = 1 << 20;
+    const NAMES_PEER: u32 = 1 << 21;
+
+    #[inline(always)]
+    fn of(attempt: &Attempt) -> Self {
+        let answers = if attempt.answers { Self::ANSWERS } else { 0 };
+        let names_peer = if attempt.names_peer { Self::NAMES_PEER } else { 0 };
+        Self(u32::from(attempt.port) | attempt.cell << 16 | answers | names_peer)
+    }
+
+    #[inline(always)]
+    fn port(self) -> u32 {
+        self.0 & 0xffff
+    }
+
+    #[inline(always)]
+    fn cell(self) -> u32 {
+        self.0 >> 16 & (CELLS as u32 - 1)
+    }
+}
+
+/// The [`Found`] of one version of a task's rules.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn look(task: *const TalkTask, set: u32, attempt: &Attempt, peer: impl FindPeer) -> u32 {
-    // SAFETY: a field of a map value, aligned.
-    let flags = unsafe { (&raw const (*task).flags).read_volatile() };
-    let mut found = Found::nothing(attempt);
+extern "C" fn talk_look(cgroup_id: u64, high: u64, low: u64, about: u32) -> u32 {
+    let Some(task) = TALK_TASKS.get_ptr(cgroup_id) else { return NO_RULES };
+    let (address, about) = (Address::of_halves(high, low), About(about));
+    // SAFETY: fields of a map value, aligned. Volatile: the order of these reads is what makes them one version.
+    let (set, flags) =
+        unsafe { ((&raw const (*task).set).read_volatile(), (&raw const (*task).flags).read_volatile()) };
+    let mut found = Found::nothing(about);
     if flags & talk_flag::NAMES != 0
-        && let Some(peer) = peer.groups(attempt)
+        && about.0 & About::NAMES_PEER != 0
+        && let Some(peer) = peer(&address, about.port())
     {
         // SAFETY: fields of map values, aligned.
         unsafe {
             if (&raw const (*peer).framework).read_volatile()
                 == (&raw const (*task).framework).read_volatile()
             {
-                found.ask(&raw const (*task).of_framework, attempt);
+                found.ask(&raw const (*task).of_framework, about);
             }
             if (&raw const (*peer).role).read_volatile() == (&raw const (*task).role).read_volatile() {
-                found.ask(&raw const (*task).of_role, attempt);
+                found.ask(&raw const (*task).of_role, about);
             }
         }
     }
     if !found.is_complete()
-        && let Some(cells) = longest_prefix(flags, set, &attempt.address)
+        && let Some(cells) = longest_prefix(flags, set, &address)
     {
-        found.ask(cells, attempt);
+        found.ask(cells, about);
     }
     if !found.is_complete() {
-        let here = flags & talk_flag::NODE != 0 && attempt.address.is_here();
+        let here = flags & talk_flag::NODE != 0 && address.is_here();
         // SAFETY: fields of a map value.
         let cells = unsafe { if here { &raw const (*task).node } else { &raw const (*task).outside } };
-        found.ask(cells, attempt);
+        found.ask(cells, about);
     }
-    opaque(found.0)
+    // SAFETY: as above.
+    if unsafe { (&raw const (*task).set).read_volatile() } == set { found.0 } else { CHANGED }
+}
+
+/// What a peer belongs with that is a task of this node, by the port that was granted to it.
+#[inline(always)]
+fn peer(address: &Address, port: u32) -> Option<*const TalkGroups> {
+    if !address.is_here() {
+        return None;
+    }
+    // SAFETY: one word, which is not torn.
+    let holder = unsafe { PORT_HOLDERS.get(port).copied()? };
+    TALK_GROUPS.get_ptr(holder)
 }
 
 #[inline(always)]
@@ -154,8 +164,8 @@ struct Found(u32);
 
 impl Found {
     #[inline(always)]
-    fn nothing(attempt: &Attempt) -> Self {
-        let other_way = if attempt.answers { verdict::PASS } else { verdict::ALLOW };
+    fn nothing(about: About) -> Self {
+        let other_way = if about.0 & About::ANSWERS != 0 { verdict::PASS } else { verdict::ALLOW };
         Self(opaque(other_way << 16 | verdict::PASS))
     }
 
@@ -166,8 +176,10 @@ impl Found {
 
     /// Takes what is still missing from these cells.
     #[inline(always)]
-    fn ask(&mut self, cells: *const Cells, attempt: &Attempt) {
-        self.0 = ask(self.0, cells, attempt.cell, attempt.port.into());
+    fn ask(&mut self, cells: *const Cells, about: About) {
+        let this_way = cell(cells, about.cell());
+        let other_way = cell(cells, about.cell() ^ INGRESS_CELL);
+        self.0 = talk_ask(self.0, this_way, other_way, about.port());
     }
 
     #[inline(always)]
@@ -176,19 +188,19 @@ impl Found {
     }
 }
 
+/// `found`, with what is still missing from two words of cells.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn ask(found: u32, cells: *const Cells, index: u32, port: u32) -> u32 {
+extern "C" fn talk_ask(found: u32, this_word: u32, other_word: u32, port: u32) -> u32 {
     let (mut this_way, mut other_way) = (found & 0xffff, found >> 16);
     if this_way == verdict::PASS {
-        let word = cell(cells, index);
-        this_way = if word < verdict::FIRST_PORTS { word } else { of_port(word, port) };
+        this_way = if this_word < verdict::FIRST_PORTS { this_word } else { of_port(this_word, port) };
     }
     if other_way == verdict::PASS {
-        let word = cell(cells, index ^ INGRESS_CELL);
         // Which port an answer comes to is not known here.
-        other_way = if word < verdict::FIRST_PORTS { word } else { verdict::DENY };
+        other_way = if other_word < verdict::FIRST_PORTS { other_word } else { verdict::DENY };
     }
-    opaque(other_way << 16 | this_way)
+    other_way << 16 | this_way
 }
 
 #[inline(always)]
@@ -200,9 +212,7 @@ fn cell(cells: *const Cells, index: u32) -> u32 {
 
 /// The verdict of the stretch that the port is in, by halving. Numbers that are not there, which is none while their
 /// set is in force, deny.
-///
-/// A function of its own: its steps would else be multiplied by all the ways that lead here.
-#[inline(never)]
+#[inline(always)]
 fn of_port(number: u32, port: u32) -> u32 {
     let Some(verdicts) = TALK_PORTS.get_ptr(number) else { return verdict::DENY };
     let at = |index: u64| {
@@ -218,7 +228,7 @@ fn of_port(number: u32, port: u32) -> u32 {
         index += step * (first.wrapping_sub(u64::from(port) + 1) >> 63);
         step /= 2;
     }
-    opaque(at(index) & 0xffff)
+    at(index) & 0xffff
 }
 
 /// An index within bounds that the verifier sees. Where the compiler knows them from elsewhere it drops a mask, so the
