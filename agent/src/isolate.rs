@@ -34,6 +34,8 @@ pub mod tree;
 pub struct TaskPlace {
     /// Whose it is.
     pub task: TaskKey,
+    /// The role of its framework; empty for what no agent knows any more.
+    pub role: String,
     /// Its cgroup.
     pub cgroup: Cgroup,
     /// The cgroup's id: the key of the task's rules in BPF maps.

@@ -68,6 +68,9 @@ pub struct Accepted {
     /// The sequence of its first status: above 1 where the framework used the id before.
     #[prost(uint64, tag = "3")]
     pub first_sequence: u64,
+    /// The role of its framework.
+    #[prost(string, tag = "4")]
+    pub role: String,
 }
 
 /// The process of a task, so that a later agent finds it again and mistakes no other for it.

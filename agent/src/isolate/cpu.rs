@@ -188,6 +188,7 @@ mod tests {
     fn without_core_scheduling_in_the_kernel_it_is_refused() {
         let place = TaskPlace {
             task: Default::default(),
+            role: Default::default(),
             cgroup: Cgroup::at("/nowhere"),
             id: 1,
             sandbox: Default::default(),

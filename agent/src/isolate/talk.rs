@@ -3,15 +3,17 @@
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use bulkhead_abi::{TalkGroups, denied};
-use bulkhead_proto::v1::{self, EventKind, Protocol};
+use bulkhead_proto::{
+    resources::PortSet,
+    v1::{self, EventKind, Protocol},
+};
+use nix::unistd::Pid;
+use sha2::{Digest as _, Sha256};
 
 use super::{IsolateError, Isolator, TaskPlace};
 use crate::{
     event::{EventKey, EventLog},
-    grant::{
-        Grant,
-        talk::{Peer, TalkGrant},
-    },
+    grant::{Grant, talk::TalkGrant},
     kernel::bpf::{BpfError, DenialStream, NetRules, TalkKey, TalkRules},
     unix_time_ms,
 };
@@ -48,24 +50,27 @@ impl Talk {
                     .to_owned(),
             ));
         };
-        if talk.rules.iter().any(|rule| matches!(rule.peer, Peer::Framework | Peer::Role)) {
-            let why =
-                "this agent does not tell tasks apart by framework or role: name their addresses and ports";
-            return Err(IsolateError::Refused(why.to_owned()));
-        }
         let verdicts = verdicts(talk).map_err(|error| IsolateError::Refused(error.to_string()))?;
         if verdicts.is_some() {
             rules.set_node_addresses(&node_addresses()?)?;
         }
         rules.grant(task.id, groups(task), verdicts.as_ref())?;
         match &self.packets {
-            Some(packets) => Ok(packets.set_rules(task.id, verdicts.is_some())?),
+            Some(packets) => Ok(packets.set_rules(task.id, verdicts.as_ref())?),
             None if verdicts.is_none() => Ok(()),
             None => Err(IsolateError::Refused(
                 "this kernel cannot keep packets from a task (see `bulkhead-agent probe`, bpf_net)"
                     .to_owned(),
             )),
         }
+    }
+
+    /// Lets others find the task by its ports, where those are the host's.
+    fn hold(&self, task: &TaskPlace, grant: &Grant) -> Result<(), IsolateError> {
+        let Some(rules) = &self.rules else { return Ok(()) };
+        let own = self.packets.as_ref().map_or(Ok(false), |packets| packets.has_own_namespace(task.id))?;
+        let ports = if own { &PortSet::default() } else { &grant.ports };
+        Ok(rules.hold_ports(task.id, ports)?)
     }
 
     /// Events are sent at each doubling; in between, and at the end, the map has the exact counts.
@@ -88,9 +93,14 @@ fn node_addresses() -> Result<BTreeSet<IpAddr>, IsolateError> {
     Ok(interfaces.filter_map(|interface| address(interface.address?)).collect())
 }
 
-/// Nobody belongs with anybody else.
 fn groups(task: &TaskPlace) -> TalkGroups {
-    TalkGroups { framework: task.id, role: task.id }
+    TalkGroups { framework: number(&task.task.0), role: number(&task.role) }
+}
+
+/// Stands for a name. The same in every agent, so that tasks of the one before are recognised.
+fn number(name: &str) -> u64 {
+    let digest = Sha256::digest(name);
+    digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
 impl Isolator for Talk {
@@ -105,7 +115,13 @@ impl Isolator for Talk {
     fn prepare(&self, task: &TaskPlace, grant: &Grant) -> Result<(), IsolateError> {
         // Before the task can be refused anything.
         self.events.bind(task.id, task.task.clone());
-        self.set(task, &grant.talk)
+        self.set(task, &grant.talk)?;
+        self.hold(task, grant)
+    }
+
+    fn attach(&self, task: &TaskPlace, grant: &Grant, _process: Pid) -> Result<(), IsolateError> {
+        // Known from here on whether it has a network namespace of its own.
+        self.hold(task, grant)
     }
 
     fn recover(&self, task: &TaskPlace, grant: &Grant) -> Result<(), IsolateError> {
@@ -114,7 +130,10 @@ impl Isolator for Talk {
     }
 
     fn update(&self, task: &TaskPlace, before: &Grant, after: &Grant) -> Result<(), IsolateError> {
-        if before.talk == after.talk { Ok(()) } else { self.set(task, &after.talk) }
+        if before.talk != after.talk {
+            self.set(task, &after.talk)?;
+        }
+        if before.ports == after.ports { Ok(()) } else { self.hold(task, after) }
     }
 
     fn measure(&self, task: &TaskPlace, usage: &mut v1::TaskUsage) {

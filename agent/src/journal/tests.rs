@@ -4,7 +4,7 @@ use super::*;
 
 fn accepted(name: &str) -> Fact {
     let spec = v1::TaskSpec { task_id: name.into(), ..Default::default() };
-    Fact::Accepted(Accepted { spec: Some(spec), unix_time_ms: 1, first_sequence: 1 })
+    Fact::Accepted(Accepted { spec: Some(spec), unix_time_ms: 1, first_sequence: 1, role: "r".into() })
 }
 
 fn ended(sequence: u64) -> Fact {

@@ -45,9 +45,16 @@ impl Keeper {
         self.live.insert(key.clone(), Live::new());
         let first_sequence =
             self.table.get(&key).map_or(1, |r| r.to_task(&key).status.map_or(1, |s| s.sequence));
-        let accepted = Accepted { spec: Some(spec.clone()), unix_time_ms: unix_time_ms(), first_sequence };
+        let role = launch.role;
+        let accepted = Accepted {
+            spec: Some(spec.clone()),
+            unix_time_ms: unix_time_ms(),
+            first_sequence,
+            role: role.clone(),
+        };
         match self.admit(&key, &spec) {
             Ok((plan, image, artifacts)) => {
+                let plan = Plan { role, ..plan };
                 let imaging = self.imaging(&key, image);
                 let staging = self.staging(&key, artifacts);
                 let work = launch_task(

@@ -105,7 +105,13 @@ impl Keeper {
             Some(started) => started.cgroup_id,
             None => cgroup.id().unwrap_or_default(),
         };
-        let cgroup = TaskPlace { task: key.clone(), cgroup, id, sandbox: sandbox.clone() };
+        let cgroup = TaskPlace {
+            task: key.clone(),
+            role: task.accepted.role.clone(),
+            cgroup,
+            id,
+            sandbox: sandbox.clone(),
+        };
         // Whatever still runs in it holds these until it is gone.
         self.parts.ledger.adopt(key.clone(), &grant);
         match task.started.filter(|_| decision != Recovery::GiveUp) {
@@ -150,7 +156,8 @@ impl Keeper {
             tracing::warn!(cgroup = %cgroup.path().display(), "end a task that the journal does not know");
             end_all(&cgroup).await;
             crate::launch::blocking(move || {
-                launcher.clear(&TaskPlace { task: TaskKey::default(), cgroup, id, sandbox: PathBuf::new() });
+                let (task, role) = (TaskKey::default(), String::new());
+                launcher.clear(&TaskPlace { task, role, cgroup, id, sandbox: PathBuf::new() });
             })
             .await;
         });

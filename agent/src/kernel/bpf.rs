@@ -18,6 +18,7 @@ mod error;
 mod exits;
 mod foreign;
 mod grace;
+mod holders;
 mod link;
 mod load;
 mod lsm;

@@ -136,7 +136,8 @@ impl Launcher {
         let cgroup = Cgroup::create(cgroup.path())?;
         let id = cgroup.id()?;
         let task = (plan.framework_id.clone(), plan.task_id.clone());
-        Ok(TaskPlace { task, cgroup, id, sandbox: sandbox.dir().to_owned() })
+        let role = plan.role.clone();
+        Ok(TaskPlace { task, role, cgroup, id, sandbox: sandbox.dir().to_owned() })
     }
 
     /// Opened once, so that what is bounded is what the task gets.

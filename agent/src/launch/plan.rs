@@ -85,6 +85,8 @@ pub struct Defaults {
 pub struct Plan {
     /// Of the framework.
     pub framework_id: String,
+    /// The framework's role; [`Self::make`] leaves it empty, as the specification does not say.
+    pub role: String,
     /// Of the task.
     pub task_id: String,
     /// The limits.
@@ -143,6 +145,7 @@ impl Plan {
         let said = |text: &String| (!text.is_empty()).then(|| text.clone());
         Ok(Self {
             framework_id: framework_id.into(),
+            role: String::new(),
             task_id: spec.task_id.clone(),
             volumes: volumes.collect::<Result<_, _>>()?,
             user: said(&spec.user),

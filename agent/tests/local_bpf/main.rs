@@ -18,6 +18,7 @@ mod exits;
 mod fixture;
 mod helper;
 mod model;
+mod names;
 mod net;
 mod pacing;
 mod pins;

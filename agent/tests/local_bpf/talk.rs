@@ -30,40 +30,44 @@ use crate::{
 };
 
 /// The rules in the kernel, and a task with a helper in it.
-struct Talk {
-    node: Node,
-    rules: TalkRules,
-    packets: NetRules,
-    task: Task,
+pub(crate) struct Talk {
+    pub(crate) node: Node,
+    pub(crate) rules: TalkRules,
+    pub(crate) packets: NetRules,
+    pub(crate) task: Task,
 }
 
 impl Talk {
     /// `None`, and the reason is printed, where these tests cannot run.
-    fn new(test: &str) -> Option<Self> {
+    pub(crate) fn new(test: &str) -> Option<Self> {
         let node = Node::new(test)?;
         let loaded = node.load();
         let rules = TalkRules::open(&loaded.talk.clone().unwrap()).unwrap();
         let packets = NetRules::open(&loaded.net.clone().unwrap()).unwrap();
         let task = node.task("a");
         packets.set(task.id, Rates::default()).unwrap();
-        packets.set_rules(task.id, true).unwrap();
         PortRules::open(&loaded.ports).unwrap().grant(task.id, &node.ports(&[0, 1, 2])).unwrap();
         Some(Self { node, rules, packets, task })
     }
 
-    fn set(&self, talk: &TalkGrant) {
-        let groups = TalkGroups { framework: 1, role: 1 };
-        self.rules.grant(self.task.id, groups, verdicts(talk).unwrap().as_ref()).unwrap();
+    pub(crate) fn set(&self, talk: &TalkGrant) {
+        self.set_for(&self.task, TalkGroups { framework: 1, role: 1 }, talk);
+    }
+
+    pub(crate) fn set_for(&self, task: &Task, groups: TalkGroups, talk: &TalkGrant) {
+        let verdicts = verdicts(talk).unwrap();
+        self.rules.grant(task.id, groups, verdicts.as_ref()).unwrap();
+        self.packets.set_rules(task.id, verdicts.as_ref()).unwrap();
     }
 
     /// A helper in a network namespace without a route: whatever is allowed fails in another way.
-    fn secluded(&self) -> Helper {
+    pub(crate) fn secluded(&self) -> Helper {
         let mut helper = self.task.helper();
         assert_eq!(helper.ask("seclude"), "0");
         helper
     }
 
-    fn dropped(&self) -> u64 {
+    pub(crate) fn dropped(&self) -> u64 {
         self.rules.counted(self.task.id).unwrap().map_or(0, |counted| counted.dropped)
     }
 
@@ -72,7 +76,7 @@ impl Talk {
     }
 }
 
-fn rule(allow: bool, peer: Peer) -> TalkRule {
+pub(crate) fn rule(allow: bool, peer: Peer) -> TalkRule {
     TalkRule { allow, egress: true, ingress: true, peer, protocol: TalkProtocol::Any, ports: vec![] }
 }
 
@@ -85,7 +89,7 @@ fn deny(peer: &str) -> TalkGrant {
 }
 
 /// Is it refused by the rules? Whatever else becomes of it is not theirs.
-fn is_refused(helper: &mut Helper, how: &str, address: impl Into<IpAddr>, port: u16) -> bool {
+pub(crate) fn is_refused(helper: &mut Helper, how: &str, address: impl Into<IpAddr>, port: u16) -> bool {
     let answer = helper.ask(&format!("reach {how} {} {port}", address.into()));
     answer == (Errno::EPERM as i32).to_string()
 }
@@ -416,7 +420,7 @@ fn begin(from: [u8; 4], port: u16) -> Socket {
 }
 
 /// Waits for the next event.
-fn next_denial(stream: &mut DenialStream<TalkKey>, runtime: &Runtime) -> TalkKey {
+pub(crate) fn next_denial(stream: &mut DenialStream<TalkKey>, runtime: &Runtime) -> TalkKey {
     let next = async { tokio::time::timeout(Duration::from_secs(60), stream.next()).await };
     runtime.block_on(next).unwrap().unwrap().key
 }
@@ -443,7 +447,7 @@ fn connections_are_let_in_by_rule() {
     drop(allowed);
     assert!(is_refused(&mut helper, "connect tcp", [127, 0, 0, 1], talk.node.port), "it may not call");
     // Asked about no more, as a task without rules.
-    talk.packets.set_rules(talk.task.id, false).unwrap();
+    talk.packets.set_rules(talk.task.id, None).unwrap();
     let dropped = talk.dropped();
     drop(std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, talk.node.port)).unwrap());
     assert_eq!(talk.dropped(), dropped);

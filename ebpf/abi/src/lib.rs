@@ -36,10 +36,11 @@ pub use ports::{
     PortWordKey, Protocol, SocketPort, TaskCounters, TaskPorts, denied_call, port_choice, socket_kind,
 };
 pub use talk::{
-    CELLS, Cells, Conversation, INGRESS_CELL, MAX_CONVERSATIONS, MAX_DENIED_PEERS, MAX_NODE_ADDRESSES,
-    MAX_PORT_VERDICTS, MAX_PREFIXES, MAX_STRETCHES, MAX_TALK_DENIALS, PortVerdicts, SET_BITS,
-    TALK_RING_BYTES, TalkCounters, TalkGroups, TalkKey, TalkTask, V4_KEY_BYTES, V6_KEY_BYTES, class, denied,
-    talk_flag, verdict,
+    CELLS, Cells, Conversation, HELD_CLASS_BITS, HELD_PORT_BYTES, INGRESS_CELL, MAX_CONVERSATIONS,
+    MAX_DENIED_PEERS, MAX_HELD_PORTS, MAX_NODE_ADDRESSES, MAX_OPENINGS, MAX_PORT_VERDICTS, MAX_PREFIXES,
+    MAX_STRETCHES, MAX_TALK_DENIALS, OPENING_NS, Opener, Opening, PortVerdicts, SET_BITS, TALK_RING_BYTES,
+    TalkCounters, TalkGroups, TalkKey, TalkTask, V4_KEY_BYTES, V6_KEY_BYTES, class, denied, talk_flag,
+    verdict,
 };
 
 /// Version of every layout in this crate but those of ports ([`PORTS_VERSION`]), part of the name of the pin directories.
@@ -148,8 +149,13 @@ pub mod names {
     pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
     /// Cgroup id of a task, with rules or without -> [`TalkGroups`](crate::TalkGroups). The agent writes.
     pub const TALK_GROUPS: &str = "TALK_GROUPS";
-    /// Port of the host -> cgroup id of the task that it was granted to. The agent writes.
+    /// Longest prefix of a [`class`](crate::class) (16 bits) and a port of the host, both big endian -> cgroup id of the
+    /// task that it was granted to. The agent writes.
     pub const PORT_HOLDERS: &str = "PORT_HOLDERS";
+    /// 0 -> how many tasks have rules that name tasks. The agent writes.
+    pub const TALK_NAMING: &str = "TALK_NAMING";
+    /// [`Opening`](crate::Opening) -> [`Opener`](crate::Opener), while any rules name tasks. Programs write.
+    pub const OPENINGS: &str = "OPENINGS";
     /// [`Conversation`](crate::Conversation) -> 1. Programs write.
     pub const CONVERSATIONS: &str = "CONVERSATIONS";
     /// Cgroup id of a task -> [`TalkCounters`](crate::TalkCounters). The agent makes, programs write.
@@ -159,7 +165,7 @@ pub mod names {
     /// Ring buffer of [`DenialEvent`](crate::DenialEvent)s about a [`TalkKey`](crate::TalkKey).
     pub const TALK_EVENTS: &str = "TALK_EVENTS";
     /// The maps of `enforce` that are about who may talk to whom; pinned by themselves.
-    pub const TALK_MAPS: [&str; 11] = [
+    pub const TALK_MAPS: [&str; 13] = [
         TALK_TASKS,
         TALK_V4,
         TALK_V6,
@@ -167,6 +173,8 @@ pub mod names {
         NODE_ADDRESSES,
         TALK_GROUPS,
         PORT_HOLDERS,
+        TALK_NAMING,
+        OPENINGS,
         CONVERSATIONS,
         TALK_COUNTERS,
         TALK_DENIALS,

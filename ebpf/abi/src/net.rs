@@ -44,6 +44,8 @@ pub mod net_task {
     pub const OWN_NAMESPACE: u32 = 2;
     /// It has an entry in [`TALK_TASKS`](crate::names::TALK_TASKS).
     pub const RULES: u32 = 4;
+    /// Rules there name tasks.
+    pub const NAMES: u32 = 8;
 }
 
 /// A rate, as the time that a byte takes.

@@ -61,6 +61,16 @@ pub const MAX_PREFIXES: u32 = 1 << 20;
 pub const MAX_PORT_VERDICTS: u32 = 65_536;
 /// Most addresses of the node itself.
 pub const MAX_NODE_ADDRESSES: u32 = 4096;
+/// Most prefixes of ports that tasks hold at one time. Any ranges without overlap take fewer.
+pub const MAX_HELD_PORTS: u32 = 1 << 17;
+/// Bits of the class, before the port, in the table of held ports.
+pub const HELD_CLASS_BITS: u32 = 16;
+/// Length of both.
+pub const HELD_PORT_BYTES: usize = 4;
+/// Most openings that are remembered until the peer hears of them.
+pub const MAX_OPENINGS: u32 = 16_384;
+/// A packet that is on its way within the node for longer is nobody's.
+pub const OPENING_NS: u64 = 1_000_000_000;
 /// Most conversations over sockets without a connection that are remembered, for the answers that no rule allows.
 pub const MAX_CONVERSATIONS: u32 = 16_384;
 /// Most [`TalkKey`]s with a denial at one time.
@@ -129,6 +139,30 @@ pub struct Conversation {
     pub unused: u32,
 }
 
+/// A packet within the node that opens something, as its receiver sees it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// Where it comes from; IPv4 as mapped into IPv6.
+    pub address: [u8; 16],
+    /// The port there, host byte order.
+    pub from: u16,
+    /// The port it goes to.
+    pub to: u16,
+    /// TCP or UDP, as a [`class`].
+    pub class: u32,
+}
+
+/// Whose an [`Opening`] is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opener {
+    /// The task's cgroup.
+    pub cgroup_id: u64,
+    /// When it was last sent, on the monotonic clock.
+    pub sent_ns: u64,
+}
+
 /// What programs count for one task.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -175,6 +209,8 @@ const _: () = {
     assert!(size_of::<PortVerdicts>() == MAX_STRETCHES * 4 && MAX_STRETCHES.is_power_of_two());
     assert!(size_of::<TalkGroups>() == 2 * 8);
     assert!(size_of::<Conversation>() == 8 + 16 + 4 + 4);
+    assert!(size_of::<Opening>() == 16 + 2 * 2 + 4);
+    assert!(size_of::<Opener>() == 2 * 8);
     assert!(size_of::<TalkCounters>() == 3 * 8);
     assert!(size_of::<TalkKey>() == 8 + 4 * 2 + 16);
     assert!(size_of::<crate::DenialEvent<TalkKey>>() == size_of::<TalkKey>() + 24 + crate::COMM_LEN);
@@ -186,7 +222,7 @@ const _: () = {
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya's marker for types that may be copied to and from the kernel as bytes")]
 mod pod {
-    use super::{Conversation, PortVerdicts, TalkCounters, TalkGroups, TalkKey, TalkTask};
+    use super::{Conversation, Opener, Opening, PortVerdicts, TalkCounters, TalkGroups, TalkKey, TalkTask};
 
     macro_rules! pod {
         ($($t:ty),+) => {$(
@@ -194,5 +230,5 @@ mod pod {
             unsafe impl aya::Pod for $t {}
         )+};
     }
-    pod!(Conversation, PortVerdicts, TalkCounters, TalkGroups, TalkKey, TalkTask);
+    pod!(Conversation, Opener, Opening, PortVerdicts, TalkCounters, TalkGroups, TalkKey, TalkTask);
 }

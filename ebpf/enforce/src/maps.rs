@@ -11,11 +11,11 @@ use aya_ebpf::{
 };
 use bulkhead_abi::{
     Cells, Conversation, DEVICE_RING_BYTES, Denial, DenialKey, DeviceCounters, DeviceKey, EVENT_RING_BYTES,
-    MAX_CONVERSATIONS, MAX_DENIALS, MAX_DEVICE_DENIALS, MAX_DEVICES, MAX_NET_TASKS, MAX_NODE_ADDRESSES,
-    MAX_PORT_VERDICTS, MAX_PORT_WORDS, MAX_PREFIXES, MAX_SOCKETS, MAX_TALK_DENIALS, MAX_TASKS,
-    NET_INTERFACES, NetClocks, NetCounters, NetInterface, NetLink, NetTask, PortVerdicts, PortWord,
-    PortWordKey, SocketPort, TALK_RING_BYTES, TalkCounters, TalkGroups, TalkKey, TalkTask, TaskCounters,
-    TaskPorts, V4_KEY_BYTES, V6_KEY_BYTES,
+    HELD_PORT_BYTES, MAX_CONVERSATIONS, MAX_DENIALS, MAX_DEVICE_DENIALS, MAX_DEVICES, MAX_HELD_PORTS,
+    MAX_NET_TASKS, MAX_NODE_ADDRESSES, MAX_OPENINGS, MAX_PORT_VERDICTS, MAX_PORT_WORDS, MAX_PREFIXES,
+    MAX_SOCKETS, MAX_TALK_DENIALS, MAX_TASKS, NET_INTERFACES, NetClocks, NetCounters, NetInterface, NetLink,
+    NetTask, Opener, Opening, PortVerdicts, PortWord, PortWordKey, SocketPort, TALK_RING_BYTES, TalkCounters,
+    TalkGroups, TalkKey, TalkTask, TaskCounters, TaskPorts, V4_KEY_BYTES, V6_KEY_BYTES,
 };
 
 #[map]
@@ -87,7 +87,13 @@ pub static NODE_ADDRESSES: HashMap<[u32; 4], u32> =
 pub static TALK_GROUPS: HashMap<u64, TalkGroups> = HashMap::with_max_entries(MAX_TASKS, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static PORT_HOLDERS: HashMap<u32, u64> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+pub static PORT_HOLDERS: LpmTrie<[u8; HELD_PORT_BYTES], u64> = LpmTrie::with_max_entries(MAX_HELD_PORTS, 0);
+
+#[map]
+pub static TALK_NAMING: Array<u32> = Array::with_max_entries(1, 0);
+
+#[map]
+pub static OPENINGS: LruHashMap<Opening, Opener> = LruHashMap::with_max_entries(MAX_OPENINGS, 0);
 
 #[map]
 pub static CONVERSATIONS: LruHashMap<Conversation, u32> = LruHashMap::with_max_entries(MAX_CONVERSATIONS, 0);

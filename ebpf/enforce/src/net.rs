@@ -41,7 +41,7 @@ struct Packet {
 #[inline(always)]
 pub fn egress(skb: *mut __sk_buff) -> i32 {
     let Some((cgroup_id, task)) = task(skb) else { return PASS };
-    if task.flags & net_task::RULES != 0 && !talk::passes(skb, cgroup_id, false) {
+    if !talk::leaves(skb, talk::Owner { cgroup_id, flags: task.flags }) {
         return DROP;
     }
     let packet = packet(skb, task);
@@ -60,7 +60,7 @@ pub fn egress(skb: *mut __sk_buff) -> i32 {
 #[inline(always)]
 pub fn ingress(skb: *mut __sk_buff) -> i32 {
     let Some((cgroup_id, task)) = task(skb) else { return PASS };
-    if task.flags & net_task::RULES != 0 && !talk::passes(skb, cgroup_id, true) {
+    if !talk::enters(skb, talk::Owner { cgroup_id, flags: task.flags }) {
         return DROP;
     }
     let packet = packet(skb, task);

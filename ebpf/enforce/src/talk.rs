@@ -7,10 +7,11 @@
 mod address;
 mod conversation;
 mod denial;
+mod opening;
 mod packet;
 mod rules;
 
-pub use packet::passes;
+pub use packet::{Owner, enters, leaves};
 
 use aya_ebpf::{bindings::bpf_sock_addr, helpers::generated::bpf_get_socket_cookie};
 use bulkhead_abi::{TalkKey, class, denied};
@@ -18,7 +19,7 @@ use bulkhead_abi::{TalkKey, class, denied};
 use crate::{ALLOW, denial::deny, opaque::opaque, task};
 
 use address::Address;
-use rules::Attempt;
+use rules::{Attempt, PeerTask};
 
 /// Answers a connect, or a send to an address on a socket without a connection.
 #[inline(always)]
@@ -32,7 +33,10 @@ pub fn call(addr: *mut bpf_sock_addr, to: Address) -> i32 {
     let port = u16::from_be((user_port & 0xffff) as u16);
     let class = class_of(protocol);
     let answers = class != class::TCP;
-    let attempt = Attempt { cgroup_id, address: to, port, cell: class, answers, names_peer: true };
+    // SAFETY: `addr` is the context of such a hook.
+    let elsewhere = unsafe { task::is_elsewhere(addr.cast()) };
+    let peer = if elsewhere { PeerTask::None } else { PeerTask::HoldsPort };
+    let attempt = Attempt { cgroup_id, address: to, port, cell: class, answers, peer };
     let Some(decision) = rules::decide(&attempt) else { return ALLOW };
     if decision.is_plain() {
         return ALLOW;

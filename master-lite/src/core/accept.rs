@@ -140,7 +140,8 @@ impl Core {
         let held = Held { framework: key.framework.clone(), class, resources: wanted };
         self.ledger.grant(agent, key.clone(), held);
         self.counters.tasks_launched += 1;
-        let launch = Launch { framework_id: (&key.framework).into(), task: Some(spec.clone()) };
+        let role = self.frameworks.get(&key.framework).map_or_else(String::new, |f| f.info.role.clone());
+        let launch = Launch { framework_id: (&key.framework).into(), task: Some(spec.clone()), role };
         self.tell_agent(agent, master_message::Message::Launch(launch));
         let earlier = self.tasks.ended_run(&key).filter(|t| t.agent_id == agent.as_str());
         let record = Record {

@@ -216,7 +216,12 @@ impl InPlace<'_> {
             }
         }
         let mut loader = EbpfLoader::new();
-        loader.override_global(names::TASK_LEVEL, &spec.task_level, true);
+        let netns = host_netns();
+        loader.override_global(names::TASK_LEVEL, &spec.task_level, true).override_global(
+            names::HOST_NETNS,
+            &netns,
+            true,
+        );
         for name in self.maps {
             loader.map_pin_path(name, dir.join(name));
         }

@@ -15,13 +15,14 @@ use aya::{
 };
 use bulkhead_abi::{
     MAX_NET_TASKS, NET_INTERFACES, NS_PER_BYTE_SHIFT, NetClocks, NetCounters, NetInterface, NetLink, NetRate,
-    NetTask, names, net_task,
+    NetTask, names, net_task, talk_flag,
 };
 use libbpf_rs::{MapHandle, libbpf_sys};
 
 use super::{
     BpfError,
     table::{Table, open_map},
+    talk::Verdicts,
 };
 
 /// The least rate that can be kept: a packet of 1500 bytes a fifth of a second.
@@ -31,6 +32,8 @@ pub const MAX_BITS_PER_SEC: u64 = 10_000_000_000_000;
 /// Packets wait for up to a second; at low rates, for as long as two of the largest take.
 const LEAST_HORIZON_NS: u64 = 1_000_000_000;
 const TWO_LARGEST_PACKETS_BYTES: u64 = 2 * 65_536;
+/// Bits of a task's flags that its rules decide.
+const ABOUT_RULES: u32 = net_task::RULES | net_task::NAMES;
 
 /// How fast a task may send and receive, in bits a second; `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,7 +100,7 @@ impl NetRules {
     pub fn set(&self, cgroup_id: u64, rates: Rates) -> Result<(), BpfError> {
         let mut owners = self.owners();
         if let Some(before) = self.tasks.get(&cgroup_id)? {
-            let own = before.flags & (net_task::OWN_NAMESPACE | net_task::RULES);
+            let own = before.flags & (net_task::OWN_NAMESPACE | ABOUT_RULES);
             return self.tasks.set(cgroup_id, entry(rates, before.slot, own));
         }
         let slot = owners.free().ok_or(BpfError::Full { name: names::NET_TASKS })?;
@@ -114,22 +117,37 @@ impl NetRules {
     /// # Errors
     /// The kernel's answer.
     pub fn set_own_namespace(&self, cgroup_id: u64, own: bool) -> Result<(), BpfError> {
-        self.set_flag(cgroup_id, net_task::OWN_NAMESPACE, own)
+        let flags = if own { net_task::OWN_NAMESPACE } else { 0 };
+        self.set_flags(cgroup_id, net_task::OWN_NAMESPACE, flags)
     }
 
-    /// Tells whether packets of the task are asked about in [`TalkRules`](super::TalkRules).
+    /// Was that told of the task? Not of one that is not known.
     ///
     /// # Errors
     /// The kernel's answer.
-    pub fn set_rules(&self, cgroup_id: u64, rules: bool) -> Result<(), BpfError> {
-        self.set_flag(cgroup_id, net_task::RULES, rules)
+    pub fn has_own_namespace(&self, cgroup_id: u64) -> Result<bool, BpfError> {
+        let task = self.tasks.get(&cgroup_id)?;
+        Ok(task.is_some_and(|task| task.flags & net_task::OWN_NAMESPACE != 0))
     }
 
-    fn set_flag(&self, cgroup_id: u64, flag: u32, on: bool) -> Result<(), BpfError> {
+    /// Tells what of the task's packets is asked about in [`TalkRules`](super::TalkRules), by the rules that it has there.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn set_rules(&self, cgroup_id: u64, rules: Option<&Verdicts>) -> Result<(), BpfError> {
+        let flags = match rules {
+            Some(rules) if rules.flags & talk_flag::NAMES != 0 => net_task::RULES | net_task::NAMES,
+            Some(_) => net_task::RULES,
+            None => 0,
+        };
+        self.set_flags(cgroup_id, ABOUT_RULES, flags)
+    }
+
+    fn set_flags(&self, cgroup_id: u64, mask: u32, flags: u32) -> Result<(), BpfError> {
         let _owners = self.owners();
         let Some(mut task) = self.tasks.get(&cgroup_id)? else { return Ok(()) };
         let before = task.flags;
-        task.flags = before & !flag | if on { flag } else { 0 };
+        task.flags = before & !mask | flags;
         if task.flags == before { Ok(()) } else { self.tasks.set(cgroup_id, task) }
     }
 
@@ -270,13 +288,13 @@ impl Owners {
 }
 
 /// A pinned array of typed values.
-struct Slots<V: Pod> {
+pub(super) struct Slots<V: Pod> {
     name: &'static str,
     map: Mutex<Array<MapData, V>>,
 }
 
 impl<V: Pod> Slots<V> {
-    fn open(dir: &Path, name: &'static str) -> Result<Self, BpfError> {
+    pub(super) fn open(dir: &Path, name: &'static str) -> Result<Self, BpfError> {
         let map: Map = open_map(dir, name)?;
         Ok(Self { name, map: Mutex::new(Array::try_from(map).map_err(failed("open", name))?) })
     }
@@ -286,7 +304,7 @@ impl<V: Pod> Slots<V> {
         map.get(&slot, 0).map_err(failed("read", self.name))
     }
 
-    fn set(&self, slot: u32, value: V) -> Result<(), BpfError> {
+    pub(super) fn set(&self, slot: u32, value: V) -> Result<(), BpfError> {
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
         map.set(slot, value, 0).map_err(failed("write", self.name))
     }

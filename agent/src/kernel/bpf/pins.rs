@@ -102,7 +102,7 @@ impl PinNames {
             ),
             devices: format!("devices-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}"),
             net: format!("net-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}"),
-            talk: format!("talk-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}"),
+            talk: format!("talk-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}-{netns}"),
             exits: format!("exits-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
             ooms: format!("ooms-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
             foreign: format!("foreign-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),

@@ -9,14 +9,18 @@ use std::{
 
 use bulkhead_abi::{
     CELLS, Cells, Denial, PortVerdicts, SET_BITS, TalkCounters, TalkGroups, TalkKey, TalkTask, V4_KEY_BYTES,
-    V6_KEY_BYTES, names, verdict,
+    V6_KEY_BYTES, names, talk_flag, verdict,
 };
 
 use super::{
     BpfError, grace,
+    holders::PortHolders,
+    net::Slots,
     table::Table,
     trie::{Trie, TrieKey},
 };
+use bulkhead_proto::resources::PortSet;
+
 use crate::grant::talk::Prefix;
 
 /// Rules as programs look them up. Numbers of port verdicts begin at [`verdict::FIRST_PORTS`], in the order of `ports`.
@@ -54,10 +58,12 @@ pub struct PrefixVerdicts {
 /// still be looking at the old one, and deletes that.
 pub struct TalkRules {
     tasks: Table<u64, TalkTask>,
-    v4: Trie<V4_KEY_BYTES>,
-    v6: Trie<V6_KEY_BYTES>,
+    v4: Trie<V4_KEY_BYTES, Cells>,
+    v6: Trie<V6_KEY_BYTES, Cells>,
     ports: Table<u32, PortVerdicts>,
     groups: Table<u64, TalkGroups>,
+    holders: PortHolders,
+    naming: Slots<u32>,
     node: Table<[u8; 16], u32>,
     counters: Table<u64, TalkCounters>,
     denials: Table<TalkKey, Denial>,
@@ -70,6 +76,8 @@ struct Books {
     next_set: u32,
     next_ports: u32,
     sets: BTreeMap<u32, Written>,
+    /// Tasks whose rules name tasks.
+    naming: BTreeSet<u64>,
 }
 
 /// The entries of one set.
@@ -93,13 +101,18 @@ impl TalkRules {
             v6: Trie::open(dir, names::TALK_V6)?,
             ports: Table::open(dir, names::TALK_PORTS)?,
             groups: Table::open(dir, names::TALK_GROUPS)?,
+            holders: PortHolders::open(dir)?,
+            naming: Slots::open(dir, names::TALK_NAMING)?,
             node: Table::open(dir, names::NODE_ADDRESSES)?,
             counters: Table::open(dir, names::TALK_COUNTERS)?,
             denials: Table::open(dir, names::TALK_DENIALS)?,
             books: Mutex::default(),
         };
         let mut found = rules.take_stock()?;
-        let in_force: BTreeSet<_> = rules.tasks.select(|_| true)?.iter().map(|(_, task)| task.set).collect();
+        let tasks = rules.tasks.select(|_| true)?;
+        let in_force: BTreeSet<_> = tasks.iter().map(|(_, task)| task.set).collect();
+        let naming = tasks.iter().filter(|(_, task)| task.flags & talk_flag::NAMES != 0).map(|(id, _)| *id);
+        found.naming = naming.collect();
         let (kept, left): (BTreeMap<_, _>, BTreeMap<_, _>) =
             std::mem::take(&mut found.sets).into_iter().partition(|(set, _)| in_force.contains(set));
         for written in left.values() {
@@ -149,15 +162,41 @@ impl TalkRules {
         match rules {
             Some(rules) => {
                 self.counters.make(cgroup_id, TalkCounters::default())?;
+                let names = rules.flags & talk_flag::NAMES != 0;
+                if names {
+                    self.note_naming(cgroup_id, true)?;
+                }
                 let task = self.write(groups, rules)?;
                 if let Err(error) = self.tasks.set(cgroup_id, task) {
                     self.forget(task.set)?;
                     return Err(error);
                 }
+                self.note_naming(cgroup_id, names)?;
             }
-            None => self.tasks.delete(&cgroup_id)?,
+            None => {
+                self.tasks.delete(&cgroup_id)?;
+                self.note_naming(cgroup_id, false)?;
+            }
         }
         before.map_or(Ok(()), |set| self.retire(set))
+    }
+
+    /// Makes these the ports of the host by which others find this task. Nobody else may hold one of them.
+    ///
+    /// # Errors
+    /// [`BpfError::Full`] or the kernel's answer; then some of them may be missing.
+    pub fn hold_ports(&self, cgroup_id: u64, ports: &PortSet) -> Result<(), BpfError> {
+        self.holders.hold(cgroup_id, ports)
+    }
+
+    /// Programs look for tasks only while any rules name them.
+    fn note_naming(&self, cgroup_id: u64, names: bool) -> Result<(), BpfError> {
+        let mut books = self.lock();
+        let changed = if names { books.naming.insert(cgroup_id) } else { books.naming.remove(&cgroup_id) };
+        match changed {
+            true => self.naming.set(0, u32::try_from(books.naming.len()).unwrap_or(u32::MAX)),
+            false => Ok(()),
+        }
     }
 
     /// Forgets the task, its rules and its denials. Harmless for a task that is not known.
@@ -176,6 +215,8 @@ impl TalkRules {
             }
         }
         self.counters.delete(&cgroup_id)?;
+        self.note_naming(cgroup_id, false)?;
+        self.holders.release(cgroup_id)?;
         self.groups.delete(&cgroup_id)
     }
 

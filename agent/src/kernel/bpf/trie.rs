@@ -5,8 +5,10 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use aya::maps::{MapData, MapError, lpm_trie};
-use bulkhead_abi::Cells;
+use aya::{
+    Pod,
+    maps::{MapData, MapError, lpm_trie},
+};
 
 use super::{
     BpfError,
@@ -29,12 +31,12 @@ impl<const N: usize> TrieKey<N> {
 }
 
 /// The lock serialises this process's writers only.
-pub(super) struct Trie<const N: usize> {
+pub(super) struct Trie<const N: usize, V: Pod> {
     name: &'static str,
-    map: Mutex<lpm_trie::LpmTrie<MapData, [u8; N], Cells>>,
+    map: Mutex<lpm_trie::LpmTrie<MapData, [u8; N], V>>,
 }
 
-impl<const N: usize> Trie<N> {
+impl<const N: usize, V: Pod> Trie<N, V> {
     /// Opens the map pinned as `name` in `dir`.
     pub(super) fn open(dir: &Path, name: &'static str) -> Result<Self, BpfError> {
         let failed = |source| BpfError::Map { op: "open", name, source };
@@ -43,7 +45,7 @@ impl<const N: usize> Trie<N> {
     }
 
     /// Makes or replaces an entry.
-    pub(super) fn set(&self, key: &TrieKey<N>, value: Cells) -> Result<(), BpfError> {
+    pub(super) fn set(&self, key: &TrieKey<N>, value: V) -> Result<(), BpfError> {
         let mut map = self.lock();
         match with_memory(|| map.insert(&key.raw(), value, 0)) {
             Err(source) if errno(&source) == Some(libc::ENOSPC) => Err(BpfError::Full { name: self.name }),
@@ -61,15 +63,15 @@ impl<const N: usize> Trie<N> {
     }
 
     /// All entries. Nobody may write meanwhile.
-    pub(super) fn all(&self) -> Result<Vec<(TrieKey<N>, Cells)>, BpfError> {
+    pub(super) fn all(&self) -> Result<Vec<(TrieKey<N>, V)>, BpfError> {
         let map = self.lock();
         let entries = map.iter().map(|entry| {
-            entry.map(|(key, cells)| (TrieKey { bits: key.prefix_len(), bytes: key.data() }, cells))
+            entry.map(|(key, value)| (TrieKey { bits: key.prefix_len(), bytes: key.data() }, value))
         });
         entries.collect::<Result<_, _>>().map_err(|source| self.failed("list", source))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, lpm_trie::LpmTrie<MapData, [u8; N], Cells>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, lpm_trie::LpmTrie<MapData, [u8; N], V>> {
         // Nothing is left half done by a panic: every call is one system call.
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -10,12 +10,12 @@ use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
     helpers::generated::{bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_load_bytes},
 };
-use bulkhead_abi::{INGRESS_CELL, TalkKey, class, denied};
+use bulkhead_abi::{INGRESS_CELL, TalkKey, class, denied, net_task};
 
 use super::{
     address::Address,
-    class_of, conversation,
-    rules::{self, Attempt},
+    class_of, conversation, opening,
+    rules::{self, Attempt, PeerTask},
 };
 use crate::{denial::deny_packet, opaque::opaque};
 
@@ -29,38 +29,75 @@ const IPV4_PLAIN: u8 = 0x45;
 const IPV4_BYTES: u32 = 20;
 const IPV6_BYTES: u32 = 40;
 
-/// May this packet go on?
+/// Whose packet it is.
+#[derive(Clone, Copy)]
+pub struct Owner {
+    pub cgroup_id: u64,
+    /// Of [`net_task`].
+    pub flags: u32,
+}
+
+/// May this packet go out?
 #[inline(always)]
-pub fn passes(skb: *mut __sk_buff, cgroup_id: u64, incoming: bool) -> bool {
-    let Some(socket) = Socket::of(skb) else { return true };
-    let class = if socket.kind == SOCK_RAW { class::OTHER } else { class_of(socket.protocol) };
-    let Some(header) = Header::of(skb, incoming) else { return false };
-    let was_asked = match (class, incoming) {
-        (class::TCP, true) => socket.state != TCP_LISTEN,
-        (class::TCP, false) => socket.state != TCP_SYN_SENT,
-        (class::UDP, true) => socket.state == TCP_ESTABLISHED,
-        (class::UDP, false) => header.plain,
-        _ => false,
-    };
-    if was_asked {
+pub fn leaves(skb: *mut __sk_buff, owner: Owner) -> bool {
+    let noted = owner.flags & net_task::OWN_NAMESPACE == 0 && opening::matters();
+    if owner.flags & net_task::RULES == 0 && !noted {
         return true;
     }
-    asks(skb, cgroup_id, incoming, opaque(class), &socket, &header)
+    let Some(socket) = Socket::of(skb) else { return true };
+    let Some(header) = Header::of(skb, false) else { return owner.flags & net_task::RULES == 0 };
+    let class = socket.class();
+    let opens_tcp = class == class::TCP && socket.state == TCP_SYN_SENT;
+    if noted && (opens_tcp || class == class::UDP) {
+        opening::note(owner.cgroup_id, &header.own, (socket.port, header.peer_port), class);
+    }
+    let was_asked = match class {
+        class::TCP => !opens_tcp,
+        class::UDP => header.plain,
+        _ => false,
+    };
+    was_asked
+        || owner.flags & net_task::RULES == 0
+        || asks(skb, owner, false, opaque(class), &socket, &header)
+}
+
+/// May this packet come in?
+#[inline(always)]
+pub fn enters(skb: *mut __sk_buff, owner: Owner) -> bool {
+    if owner.flags & net_task::RULES == 0 {
+        return true;
+    }
+    let Some(socket) = Socket::of(skb) else { return true };
+    let Some(header) = Header::of(skb, true) else { return false };
+    let class = socket.class();
+    let was_asked = match class {
+        class::TCP => socket.state != TCP_LISTEN,
+        class::UDP => socket.state == TCP_ESTABLISHED,
+        _ => false,
+    };
+    was_asked || asks(skb, owner, true, opaque(class), &socket, &header)
 }
 
 #[inline(always)]
 fn asks(
     skb: *mut __sk_buff,
-    cgroup_id: u64,
+    owner: Owner,
     incoming: bool,
     class: u32,
     socket: &Socket,
     header: &Header,
 ) -> bool {
+    let cgroup_id = owner.cgroup_id;
     let (peer_port, own_port) = if class == class::OTHER { (0, 0) } else { (header.peer_port, socket.port) };
     let (cell, port) = if incoming { (class | INGRESS_CELL, own_port) } else { (class, peer_port) };
+    let named = owner.flags & net_task::NAMES != 0 && owner.flags & net_task::OWN_NAMESPACE == 0;
+    let peer = match (named && class != class::OTHER, incoming) {
+        (true, true) => PeerTask::Known(opening::sender(&header.peer, (peer_port, own_port), class)),
+        (true, false) => PeerTask::HoldsPort,
+        _ => PeerTask::None,
+    };
     let answers = class != class::TCP;
-    let attempt = Attempt { cgroup_id, address: header.peer, port, cell, answers, names_peer: false };
+    let attempt = Attempt { cgroup_id, address: header.peer, port, cell, answers, peer };
     let Some(decision) = rules::decide(&attempt) else { return true };
     if decision.is_plain() {
         return true;
@@ -93,6 +130,11 @@ struct Socket {
 }
 
 impl Socket {
+    #[inline(always)]
+    fn class(&self) -> u32 {
+        if self.kind == SOCK_RAW { class::OTHER } else { class_of(self.protocol) }
+    }
+
     /// `None` for answers that the kernel gives before there is a connection: those to who was let in.
     #[inline(always)]
     fn of(skb: *mut __sk_buff) -> Option<Self> {
@@ -120,6 +162,8 @@ impl Socket {
 /// What is needed of the packet's.
 struct Header {
     protocol: u8,
+    /// The address of this end.
+    own: Address,
     peer: Address,
     /// 0 where the header has options, behind which it is not looked for.
     peer_port: u16,
@@ -133,20 +177,21 @@ impl Header {
     fn of(skb: *mut __sk_buff, incoming: bool) -> Option<Self> {
         // SAFETY: `skb` is the context of this hook; the verifier admits whole, aligned reads of its fields.
         let protocol = unsafe { (&raw const (*skb).protocol).read_volatile() };
-        let (number, peer, plain, end) = if protocol == ETH_P_IP.to_be() >> 16 {
+        let (number, from, to, plain, end) = if protocol == ETH_P_IP.to_be() >> 16 {
             let [version, number] = [byte(skb, 0)?, byte(skb, 9)?];
-            let peer = Address::v4(load::<u32>(skb, if incoming { 12 } else { 16 })?);
-            (number, peer, version == IPV4_PLAIN, IPV4_BYTES)
+            let [from, to] = load::<[u32; 2]>(skb, 12)?.map(Address::v4);
+            (number, from, to, version == IPV4_PLAIN, IPV4_BYTES)
         } else if protocol == ETH_P_IPV6.to_be() >> 16 {
             let number = byte(skb, 6)?;
-            let peer = Address::v6(load::<[u32; 4]>(skb, if incoming { 8 } else { 24 })?);
-            (number, peer, is_transport(number), IPV6_BYTES)
+            let [from, to] = load::<[[u32; 4]; 2]>(skb, 8)?.map(Address::v6);
+            (number, from, to, is_transport(number), IPV6_BYTES)
         } else {
             return None;
         };
         let port = if plain { load::<u16>(skb, if incoming { end } else { end + 2 }) } else { None };
         let peer_port = port.map_or(0, u16::from_be);
-        Some(Self { protocol: number, peer, peer_port, plain })
+        let (own, peer) = if incoming { (to, from) } else { (from, to) };
+        Some(Self { protocol: number, own, peer, peer_port, plain })
     }
 }
 

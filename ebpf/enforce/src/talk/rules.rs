@@ -7,7 +7,9 @@
 use core::arch::asm;
 
 use aya_ebpf::maps::lpm_trie::Key;
-use bulkhead_abi::{CELLS, Cells, INGRESS_CELL, MAX_STRETCHES, SET_BITS, TalkGroups, talk_flag, verdict};
+use bulkhead_abi::{
+    CELLS, Cells, HELD_CLASS_BITS, INGRESS_CELL, MAX_STRETCHES, SET_BITS, TalkGroups, talk_flag, verdict,
+};
 
 use super::address::Address;
 use crate::{
@@ -26,8 +28,19 @@ pub struct Attempt {
     pub cell: u32,
     /// Is it of interest whether the other direction needs no rule of its own?
     pub answers: bool,
-    /// Is the peer's port known, by which it is found if it is a task of this node?
-    pub names_peer: bool,
+    /// The peer, if it may be a task of this node.
+    pub peer: PeerTask,
+}
+
+/// How a peer is found that is a task of this node.
+#[derive(Clone, Copy)]
+pub enum PeerTask {
+    /// It is none.
+    None,
+    /// By its port, which was granted to it.
+    HoldsPort,
+    /// By the packet that it sent: the id of its cgroup.
+    Known(u64),
 }
 
 /// What is done about it.
@@ -49,11 +62,11 @@ impl Decision {
 #[inline(always)]
 pub fn decide(attempt: &Attempt) -> Option<Decision> {
     let (high, low) = attempt.address.halves();
-    let about = About::of(attempt).0;
-    let mut found = talk_look(attempt.cgroup_id, high, low, about);
+    let (about, peer) = (About::of(attempt).0, if let PeerTask::Known(id) = attempt.peer { id } else { 0 });
+    let mut found = talk_look(attempt.cgroup_id, high, low, about, peer);
     if found == CHANGED {
         // A change takes far longer than a look: that it changes twice means it is being torn down.
-        found = talk_look(attempt.cgroup_id, high, low, about);
+        found = talk_look(attempt.cgroup_id, high, low, about, peer);
     }
     match found {
         NO_RULES => None,
@@ -73,13 +86,13 @@ struct About(u32);
 
 impl About {
     const ANSWERS: u32 = 1 << 20;
-    const NAMES_PEER: u32 = 1 << 21;
+    const HOLDS_PORT: u32 = 1 << 21;
 
     #[inline(always)]
     fn of(attempt: &Attempt) -> Self {
         let answers = if attempt.answers { Self::ANSWERS } else { 0 };
-        let names_peer = if attempt.names_peer { Self::NAMES_PEER } else { 0 };
-        Self(u32::from(attempt.port) | attempt.cell << 16 | answers | names_peer)
+        let holds_port = if let PeerTask::HoldsPort = attempt.peer { Self::HOLDS_PORT } else { 0 };
+        Self(u32::from(attempt.port) | attempt.cell << 16 | answers | holds_port)
     }
 
     #[inline(always)]
@@ -93,10 +106,10 @@ impl About {
     }
 }
 
-/// The [`Found`] of one version of a task's rules.
+/// The [`Found`] of one version of a task's rules. `peer` is the id of the peer's cgroup, if it is known.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn talk_look(cgroup_id: u64, high: u64, low: u64, about: u32) -> u32 {
+extern "C" fn talk_look(cgroup_id: u64, high: u64, low: u64, about: u32, peer: u64) -> u32 {
     let Some(task) = TALK_TASKS.get_ptr(cgroup_id) else { return NO_RULES };
     let (address, about) = (Address::of_halves(high, low), About(about));
     // SAFETY: fields of a map value, aligned. Volatile: the order of these reads is what makes them one version.
@@ -104,8 +117,7 @@ extern "C" fn talk_look(cgroup_id: u64, high: u64, low: u64, about: u32) -> u32 
         unsafe { ((&raw const (*task).set).read_volatile(), (&raw const (*task).flags).read_volatile()) };
     let mut found = Found::nothing(about);
     if flags & talk_flag::NAMES != 0
-        && about.0 & About::NAMES_PEER != 0
-        && let Some(peer) = peer(&address, about.port())
+        && let Some(peer) = groups(peer, &address, about)
     {
         // SAFETY: fields of map values, aligned.
         unsafe {
@@ -134,15 +146,19 @@ extern "C" fn talk_look(cgroup_id: u64, high: u64, low: u64, about: u32) -> u32 
     if unsafe { (&raw const (*task).set).read_volatile() } == set { found.0 } else { CHANGED }
 }
 
-/// What a peer belongs with that is a task of this node, by the port that was granted to it.
+/// What a peer belongs with that is a task of this node.
 #[inline(always)]
-fn peer(address: &Address, port: u32) -> Option<*const TalkGroups> {
-    if !address.is_here() {
-        return None;
-    }
-    // SAFETY: one word, which is not torn.
-    let holder = unsafe { PORT_HOLDERS.get(port).copied()? };
-    TALK_GROUPS.get_ptr(holder)
+fn groups(known: u64, address: &Address, about: About) -> Option<*const TalkGroups> {
+    let peer = if about.0 & About::HOLDS_PORT == 0 {
+        known
+    } else if address.is_here() {
+        let held = (about.cell() & !INGRESS_CELL) << 16 | about.port();
+        let key = Key::new(HELD_CLASS_BITS + 16, held.to_be_bytes());
+        *PORT_HOLDERS.get(key)?
+    } else {
+        0
+    };
+    TALK_GROUPS.get_ptr(peer)
 }
 
 #[inline(always)]
