@@ -13,6 +13,7 @@ mod kill;
 mod ports;
 mod program;
 mod restart;
+mod talk;
 
 use std::process::ExitCode;
 
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         program::tests(),
         kill::tests(),
         ports::tests(),
+        talk::tests(),
         restart::tests(),
         disk::tests(),
         devices::tests(),
