@@ -4,8 +4,9 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 CARGO_FLAGS := --locked
 ENFORCE := ebpf/enforce/Cargo.toml
+FUZZ := agent/fuzz/Cargo.toml
 
-.PHONY: help demo run build release test test-unit test-local test-vm lint bench setup clean
+.PHONY: help demo run build release test test-unit test-local test-vm fuzz lint bench setup clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -36,10 +37,14 @@ test-vm: setup ## Run the tests on stock Debian kernels in virtual machines
 	@deploy/setup vm
 	@deploy/test vm
 
+fuzz: setup ## Run each fuzz target for FUZZ_SECONDS (default 60)
+	@agent/fuzz/run -t $(or $(FUZZ_SECONDS),60)
+
 lint: setup ## Check formatting, and clippy with warnings denied
 	@deploy/setup lint
 	cargo fmt --all --check
 	cargo fmt --manifest-path $(ENFORCE) --check
+	cargo fmt --manifest-path $(FUZZ) --check
 	cargo clippy --workspace --all-targets $(CARGO_FLAGS) -- -D warnings
 
 bench: release ## Measure launch latency and the agent's own cost

@@ -10,7 +10,8 @@ use crate::{
     launch::{capability::CapSet, seccomp::Filter},
 };
 
-const DEFAULTS: GrantDefaults = GrantDefaults {
+/// Of an agent, for what a grant leaves open.
+pub const DEFAULTS: GrantDefaults = GrantDefaults {
     pids_max: 1024,
     disk_bytes: 256 << 20,
     output_bytes: 64 << 20,

@@ -12,8 +12,6 @@ use bulkhead_proto::{
     v1,
 };
 
-use crate::kernel::bpf::{MAX_BITS_PER_SEC, MIN_BITS_PER_SEC};
-
 pub mod talk;
 
 use talk::{TalkError, TalkGrant};
@@ -191,6 +189,10 @@ pub const MIN_CPU_MILLI: u64 = 10;
 pub const MIN_MEM_BYTES: u64 = 1 << 20;
 /// The directories of an empty sandbox and the first lines of its output.
 pub const MIN_DISK_BYTES: u64 = 128 * 1024;
+/// The least rate of a network that can be kept: a packet of 1500 bytes a fifth of a second.
+pub const MIN_BITS_PER_SEC: u64 = 64_000;
+/// More than any interface has: such a rate is a mistake in a unit.
+pub const MAX_BITS_PER_SEC: u64 = 10_000_000_000_000;
 /// Larger requests are mistakes in a unit: no machine has a million CPUs or an exbibyte of memory.
 const MAX_CPU_MILLI: u64 = 1_000_000_000;
 const MAX_MEM_BYTES: u64 = 1 << 60;

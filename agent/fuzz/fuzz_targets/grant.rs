@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| bulkhead_agent::fuzzing::grant(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bulkhead_fuzz::fuzzing::grant(data));

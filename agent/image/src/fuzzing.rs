@@ -8,22 +8,23 @@ use crate::{
     user,
 };
 
-/// Unpacks the bytes as the tar stream of a layer, as root or as somebody else.
+/// Unpacks the bytes as the tar stream of a layer, as root or as somebody else. False where it was refused.
 ///
 /// # Panics
 /// When something was written outside of the layer's directory, or the directory cannot be removed.
 #[expect(clippy::expect_used, reason = "a fuzzer reports what panics")]
-pub fn layer(data: &[u8]) {
+pub fn layer(data: &[u8]) -> bool {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let root = dir.path().join("root");
     fs::create_dir(&root).expect("the layer's directory");
     fs::write(dir.path().join("beside"), "untouched").expect("a file beside it");
     let bounds = LayerBounds { bytes: 1 << 20, entries: 1000 };
-    drop(unpack::unpack(data, &root, bounds, &|_| Ok(())));
+    let unpacked = unpack::unpack(data, &root, bounds, &|_| Ok(())).is_ok();
     let beside: Vec<_> = fs::read_dir(dir.path()).expect("the directory").collect();
     assert_eq!(beside.len(), 2, "something was made outside");
     assert_eq!(fs::read(dir.path().join("beside")).expect("the file"), b"untouched");
     dir.close().expect("what was unpacked can be removed");
+    unpacked
 }
 
 /// Reads the bytes as each of the documents of an image, and as the files that name users.

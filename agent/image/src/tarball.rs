@@ -14,6 +14,8 @@ const BLOCK: usize = 512;
 const MAX_EXTENDED: u64 = 1 << 20;
 /// Most pieces of a sparse file.
 const MAX_PIECES: usize = 1 << 16;
+/// The kernel counts positions in files with a sign.
+const MAX_SIZE: u64 = i64::MAX.cast_unsigned();
 
 /// What an entry is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -197,6 +199,9 @@ impl<R: Skip> Tarball<R> {
         extended: Extended,
     ) -> Result<Entry, TarError> {
         let size = extended.size.unwrap_or(size);
+        if size > MAX_SIZE {
+            return self.bad("it is larger than a file can be");
+        }
         let path = extended.path.unwrap_or_else(|| header.path_bytes().into_owned());
         let link = extended.link.or_else(|| header.link_name_bytes().map(|l| l.into_owned()));
         let link = link.unwrap_or_default();

@@ -5,8 +5,11 @@
 //!
 //! # What a task must not be able to do
 //! - Hold CAP_SYS_RESOURCE on ext4, which ignores the quota for it; see [`FORBIDDEN_CAPABILITY`].
-//! - Give its files to another project. Their owner may, in the first user namespace: [`FORBIDDEN_IOCTLS`] and
-//!   [`quota::SYS_FILE_SETATTR`] are the calls for it, which a task's seccomp filter refuses.
+//! - Give its files to another project. Their owner may, in the first user namespace: [`FORBIDDEN_IOCTLS`]
+//!   and [`SYS_FILE_SETATTR`] are the calls for it, which a task's seccomp filter refuses.
+//!
+//! [`FORBIDDEN_IOCTLS`]: crate::kernel::quota::FORBIDDEN_IOCTLS
+//! [`SYS_FILE_SETATTR`]: crate::kernel::quota::SYS_FILE_SETATTR
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +28,7 @@ use crate::{
     event::{EventKey, EventLog},
     grant::Grant,
     kernel::{
-        quota::{self, ProjectDir, QuotaError, Record},
+        quota::{ProjectDir, QuotaError, Record},
         quota_warnings::{QuotaWarnings, Warning},
     },
     offer::ledger::TaskKey,
@@ -43,10 +46,6 @@ pub use volumes::{Bound, BoundChange, BoundError, VolumeBounds};
 /// CAP_SYS_RESOURCE: whoever has it writes beyond the quotas of ext4. The launch drops it from every set of a task
 /// that is held by a quota, root's too; [`DiskSpace`] looks once more when the program runs.
 pub const FORBIDDEN_CAPABILITY: u32 = 24;
-
-/// The requests of `ioctl` that a task under a quota must not make.
-pub const FORBIDDEN_IOCTLS: [libc::c_ulong; 3] =
-    [quota::FS_IOC_FSSETXATTR, quota::FS_IOC_SETFLAGS, quota::FS_IOC32_SETFLAGS];
 
 /// Needs a work directory on a file system that holds projects to their quotas.
 #[derive(Debug)]

@@ -38,7 +38,7 @@ pub use error::BpfError;
 pub use exits::ExitRecords;
 pub use foreign::ForeignTimes;
 pub use load::{LoadReport, load_and_pin};
-pub use net::{MAX_BITS_PER_SEC, MIN_BITS_PER_SEC, NetRules, Rates};
+pub use net::{NetRules, Rates};
 pub use ooms::{OomRecords, OomVictim};
 pub use pins::{LOAD_SUBCOMMAND, LoadSpec, Loaded, ensure_loaded, loader_command, remove};
 pub use ports::{PortGrant, PortRules};

@@ -22,6 +22,11 @@ use nix::{
     sys::statfs::{EXT4_SUPER_MAGIC, FsType, XFS_SUPER_MAGIC, fstatfs},
 };
 
+mod requests;
+
+use requests::FS_IOC_FSSETXATTR;
+pub use requests::{FORBIDDEN_IOCTLS, SYS_FILE_SETATTR};
+
 /// `struct fsxattr` of linux/fs.h.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,15 +66,6 @@ struct QuotaState {
 
 /// The ioctl that reads a [`FsXattr`].
 const FS_IOC_FSGETXATTR: libc::c_ulong = 0x801c_581f;
-/// The ioctl that sets one. The owner of a file may give it another project with it, so a task under a quota must not
-/// be able to call it.
-pub const FS_IOC_FSSETXATTR: libc::c_ulong = 0x401c_5820;
-/// The ioctl that sets the older flags; it can take the inheritance of the project away.
-pub const FS_IOC_SETFLAGS: libc::c_ulong = 0x4008_6602;
-/// The same of a 32-bit program.
-pub const FS_IOC32_SETFLAGS: libc::c_ulong = 0x4004_6602;
-/// `file_setattr` (Linux 6.17) does what [`FS_IOC_FSSETXATTR`] does.
-pub const SYS_FILE_SETATTR: u32 = 469;
 
 const FS_XFLAG_IMMUTABLE: u32 = 0x8;
 const FS_XFLAG_APPEND: u32 = 0x10;

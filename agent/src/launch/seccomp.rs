@@ -14,7 +14,7 @@ use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition};
 
 use self::program::{ENOSYS, Policy, Rule, Verdict};
 use super::capability::CapSet;
-use crate::isolate::disk_space::FORBIDDEN_IOCTLS;
+use crate::kernel::quota::FORBIDDEN_IOCTLS;
 
 mod guard;
 mod profile;

@@ -72,6 +72,12 @@ fn what_is_malformed_or_too_large_is_told() {
     assert!(why(&pax(&[("path", b"a\0b")])).contains("NUL"));
     assert!(why(&pax(&[("GNU.sparse.major", b"1")])).contains("sparse"));
 
+    assert!(why(&pax(&[("size", b"18446744073709551615")])).contains("larger than a file"));
+    let mut endless = header(EntryType::Regular, 0);
+    endless.as_mut_bytes()[124..136].copy_from_slice(&[[0x80, 0, 0, 0], [0xff; 4], [0xff; 4]].concat());
+    endless.set_cksum();
+    assert!(why(endless.as_bytes()).contains("larger than a file"));
+
     let mut bomb = header(EntryType::GNULongName, 1 << 40);
     bomb.set_path("././@LongLink").unwrap();
     bomb.set_cksum();

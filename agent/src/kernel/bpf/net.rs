@@ -24,11 +24,8 @@ use super::{
     table::{Table, open_map},
     talk::Verdicts,
 };
+use crate::grant::{MAX_BITS_PER_SEC, MIN_BITS_PER_SEC};
 
-/// The least rate that can be kept: a packet of 1500 bytes a fifth of a second.
-pub const MIN_BITS_PER_SEC: u64 = 64_000;
-/// More than any interface has: such a rate is a mistake in a unit.
-pub const MAX_BITS_PER_SEC: u64 = 10_000_000_000_000;
 /// Packets wait for up to a second; at low rates, for as long as two of the largest take.
 const LEAST_HORIZON_NS: u64 = 1_000_000_000;
 const TWO_LARGEST_PACKETS_BYTES: u64 = 2 * 65_536;

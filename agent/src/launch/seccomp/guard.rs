@@ -5,7 +5,7 @@
 use libc::{BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_K, BPF_LD, BPF_W, sock_filter};
 
 use super::program::{AUDIT_ARCH, FIRST_X32, OFFSET_ARCH, OFFSET_NR, Verdict, jump, ret, statement};
-use crate::{isolate::disk_space::FORBIDDEN_IOCTLS, kernel::quota::SYS_FILE_SETATTR};
+use crate::kernel::quota::{FORBIDDEN_IOCTLS, SYS_FILE_SETATTR};
 
 /// `AUDIT_ARCH_I386` of linux/audit.h.
 pub(super) const AUDIT_ARCH_I386: u32 = 3 | 0x4000_0000;
