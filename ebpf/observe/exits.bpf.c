@@ -6,28 +6,12 @@
  * of the main process exits. Nothing is allocated on the way out of a process, so there is no
  * exit that cannot be recorded for lack of room.
  */
-#include "vmlinux_min.h"
-
-#include <bpf/bpf_core_read.h>
-#include <bpf/bpf_helpers.h>
-
-#include "bulkhead_abi.h" /* generated from ../abi */
-
-char LICENSE[] SEC("license") = "GPL";
+#include "task_record.bpf.h"
 
 /* signal_struct.flags: the whole process exits, with group_exit_code. Not in BTF: a macro. */
 #define SIGNAL_GROUP_EXIT 0x00000004
 
-/* The level of task cgroups below the root of the hierarchy; set by the loader. */
-const volatile int task_level = 0;
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1); /* the loader says how many */
-	__type(key, __u64);	/* cgroup id of the task */
-	__type(value, struct exit_record);
-} exits SEC(".maps");
+TASK_RECORDS(exits, struct exit_record);
 
 /* What wait(2) will report, as the kernel itself puts it together for a zombie's parent. */
 static __u32 wait_status(struct signal_struct *sig, struct task_struct *leader)

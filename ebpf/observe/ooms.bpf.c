@@ -5,28 +5,12 @@
  *
  * The killer works under one lock, so two victims never come at once.
  */
-#include "vmlinux_min.h"
-
-#include <bpf/bpf_core_read.h>
-#include <bpf/bpf_helpers.h>
-
-#include "bulkhead_abi.h" /* generated from ../abi */
-
-char LICENSE[] SEC("license") = "GPL";
+#include "task_record.bpf.h"
 
 /* How far below its task's cgroup a process is looked for. */
 #define MAX_DEPTH 64
 
-/* The level of task cgroups below the root of the hierarchy; set by the loader. */
-const volatile int task_level = 0;
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1); /* the loader says how many */
-	__type(key, __u64);	/* cgroup id of the task */
-	__type(value, struct oom_record);
-} ooms SEC(".maps");
+TASK_RECORDS(ooms, struct oom_record);
 
 /*
  * The victim's ancestor at the level of tasks; 0 above it. The helper for that looks at the caller,
