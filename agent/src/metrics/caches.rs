@@ -76,9 +76,9 @@ mod tests {
             Box::new(move || CacheUse { hits: read.load(Ordering::Relaxed), misses: 2, bytes: 7 });
         metrics.caches(vec![("artifacts", artifacts)]).unwrap();
         let told = |line: &str| String::from_utf8(metrics.render().unwrap()).unwrap().contains(line);
-        for now in [3, 3, 8] {
-            hits.store(now, Ordering::Relaxed);
-            assert!(told(&format!("bulkhead_agent_cache_hits_total{{cache=\"artifacts\"}} {now}\n")));
+        for count in [3, 3, 8] {
+            hits.store(count, Ordering::Relaxed);
+            assert!(told(&format!("bulkhead_agent_cache_hits_total{{cache=\"artifacts\"}} {count}\n")));
         }
         assert!(told("bulkhead_agent_cache_misses_total{cache=\"artifacts\"} 2\n"));
         assert!(told("bulkhead_agent_cache_bytes{cache=\"artifacts\"} 7\n"));
