@@ -28,7 +28,7 @@ use bulkhead_proto::v1::{Rescind, master_message, scheduler_event};
 
 pub use effect::{Closing, Effect, ResizeError, Severity, StopError};
 pub use event::Event;
-pub use listing::{Amounts, Counters, Gauges};
+pub use listing::{Amounts, Counters, Gauges, PAGE_BYTES, PageTokenError};
 pub use resizing::Resizing;
 
 use crate::{

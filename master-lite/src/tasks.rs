@@ -6,7 +6,10 @@
 
 mod validate;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
 
 use bulkhead_proto::v1::{Task, TaskReason, TaskSpec, TaskState, TaskStatus};
 
@@ -116,6 +119,12 @@ impl Tasks {
         self.current.iter()
     }
 
+    /// The current records after a key, in their order; `None` is all of them.
+    pub fn after(&self, key: Option<&TaskKey>) -> impl Iterator<Item = (&TaskKey, &Record)> {
+        let from = key.map_or(Bound::Unbounded, Bound::Excluded);
+        self.current.range((from, Bound::Unbounded))
+    }
+
     /// A framework's current records.
     pub fn of_framework<'a>(
         &'a self,
@@ -147,6 +156,12 @@ impl Tasks {
     /// Ended tasks, the oldest first.
     pub fn history(&self) -> impl Iterator<Item = &Task> {
         self.history.values()
+    }
+
+    /// Ended tasks with higher numbers than this, and their numbers. They count up from 1.
+    pub fn history_after(&self, number: u64) -> impl Iterator<Item = (u64, &Task)> {
+        let from = (Bound::Excluded(number), Bound::Unbounded);
+        self.history.range(from).map(|(number, task)| (*number, task))
     }
 
     /// Moves a task whose end needs no more telling into history.

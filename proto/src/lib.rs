@@ -18,8 +18,8 @@ pub mod v1 {
     tonic::include_proto!("bulkhead.v1");
 }
 
-/// Largest message that is read, in bytes, by whoever can be sent a list of tasks: an agent's Register, the master's
-/// answer to ListTasks. Ten thousand tasks of a few kilobytes each.
+/// Largest message that is read, in bytes, by whoever can be sent a list of tasks: an agent's Register, what
+/// the master lists. Ten thousand tasks of a few kilobytes each.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 pub mod ids;

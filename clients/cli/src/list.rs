@@ -1,6 +1,9 @@
 //! What the master lists: tasks, agents, offers, frameworks.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use bulkhead_proto::v1::{
     AgentEntry, ListAgentsRequest, ListFrameworksRequest, ListOffersRequest, ListTasksRequest, Task,
@@ -55,13 +58,32 @@ pub(crate) async fn frameworks(address: &Address, screen: Screen) -> Result<(), 
     show(screen, &frameworks, "no frameworks", View::frameworks)
 }
 
-/// The tasks that the master knows.
+/// The tasks that the master knows, page by page. One that ended meanwhile, and was listed twice, is told once, as ended.
 pub(crate) async fn tasks(
     operator: &mut OperatorClient<Channel>,
     live_only: bool,
 ) -> Result<Vec<Task>, CliError> {
-    let request = ListTasksRequest { task: String::new(), live_only };
-    Ok(operator.list_tasks(request).await.map_err(refused_by_master("ListTasks"))?.into_inner().tasks)
+    let (mut tasks, mut places) = (Vec::<Task>::new(), HashMap::new());
+    let mut request = ListTasksRequest { live_only, ..ListTasksRequest::default() };
+    loop {
+        let answer = operator.list_tasks(request.clone()).await;
+        let page = answer.map_err(refused_by_master("ListTasks"))?.into_inner();
+        for task in page.tasks {
+            let id = task.spec.as_ref().map(|spec| spec.task_id.clone());
+            let place = places.entry((task.framework_id.clone(), id, task.started_unix_ms));
+            match place {
+                Entry::Occupied(place) => tasks[*place.get()] = task,
+                Entry::Vacant(place) => {
+                    place.insert(tasks.len());
+                    tasks.push(task);
+                }
+            }
+        }
+        if page.next_page_token.is_empty() || page.next_page_token == request.page_token {
+            return Ok(tasks);
+        }
+        request.page_token = page.next_page_token;
+    }
 }
 
 /// The agents that the master knows.

@@ -87,7 +87,7 @@ impl Stage {
 
     /// The newest that the master knows of the task of this name.
     pub(crate) async fn task(&self, name: &str) -> Result<Task> {
-        let request = ListTasksRequest { task: name.to_owned(), live_only: false };
+        let request = ListTasksRequest { task: name.to_owned(), ..ListTasksRequest::default() };
         let listed = self.cluster.operator().await?.list_tasks(request).await?.into_inner().tasks;
         listed.into_iter().next().with_context(|| format!("the master does not list a task named {name}"))
     }

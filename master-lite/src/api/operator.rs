@@ -43,8 +43,8 @@ impl Operator for Service {
         request: Request<ListTasksRequest>,
     ) -> Result<Response<ListTasksResponse>, Status> {
         let request = request.into_inner();
-        let tasks = self.driver.query(move |core| core.list_tasks(&request)).await?;
-        Ok(Response::new(ListTasksResponse { tasks }))
+        let page = self.driver.query(move |core| core.list_tasks(&request)).await?;
+        page.map(Response::new).map_err(|e| Status::invalid_argument(e.to_string()))
     }
 
     async fn list_offers(

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use bulkhead_proto::v1::{AgentEntry, FrameworkEntry, ListTasksRequest, Offer, Task, TaskState};
+use bulkhead_proto::v1::{
+    AgentEntry, FrameworkEntry, ListTasksRequest, ListTasksResponse, Offer, Task, TaskState,
+};
 
+use self::page::Place;
 use super::{Core, offering::offer_message};
 use crate::{
     framework::Phase,
@@ -11,6 +14,10 @@ use crate::{
     inventory::Agent,
     ledger::{Book, Parts, Slice},
 };
+
+mod page;
+
+pub use page::{PAGE_BYTES, PageTokenError};
 
 /// What happened since the master started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -156,16 +163,29 @@ impl Core {
             .collect()
     }
 
-    /// Ended tasks, the oldest first, then live ones by framework and id.
-    pub fn list_tasks(&self, request: &ListTasksRequest) -> Vec<Task> {
+    /// A page of current tasks by framework and id, then of ended ones, the oldest first.
+    ///
+    /// # Errors
+    /// For a token that was not given by a page before.
+    pub fn list_tasks(&self, request: &ListTasksRequest) -> Result<ListTasksResponse, PageTokenError> {
+        let place = Place::parse(&request.page_token)?;
+        let (after, number) = match &place {
+            None => (Some(None), 0),
+            Some(Place::Current(key)) => (Some(Some(key)), 0),
+            Some(Place::History(number)) => (None, *number),
+        };
+        let current = after.map(|key| self.tasks.after(key)).into_iter().flatten();
+        let current = current
+            .filter(|(_, record)| !(request.live_only && record.ended()))
+            .map(|(key, record)| (Place::Current(key.clone()), record.as_task(key)));
+        let ended = self.tasks.history_after(number).filter(|_| !request.live_only);
+        let ended = ended.map(|(number, task)| (Place::History(number), task.clone()));
         let asked = |task: &Task| {
             let spec = task.spec.as_ref();
             request.task.is_empty()
                 || spec.is_some_and(|s| s.task_id == request.task || s.name == request.task)
         };
-        let ended = self.tasks.history().filter(|_| !request.live_only).filter(|t| asked(t)).cloned();
-        let current = self.tasks.iter().filter(|(_, r)| !(request.live_only && r.ended()));
-        ended.chain(current.map(|(key, r)| r.as_task(key)).filter(asked)).collect()
+        Ok(page::fill(current.chain(ended).filter(|(_, task)| asked(task))))
     }
 
     /// Outstanding offers, by id.

@@ -33,6 +33,8 @@ pub(crate) struct Lists {
     pub(crate) agents: Vec<AgentEntry>,
     pub(crate) frameworks: Vec<FrameworkEntry>,
     pub(crate) tasks: Vec<Task>,
+    /// How many tasks a page has; 0 is all of them.
+    pub(crate) page_tasks: usize,
     pub(crate) offers: Vec<Offer>,
     pub(crate) stops: Vec<StopTaskRequest>,
 }
@@ -223,11 +225,16 @@ impl Operator for OperatorCalls {
         &self,
         request: Request<ListTasksRequest>,
     ) -> Result<Response<ListTasksResponse>, Status> {
-        let live_only = request.into_inner().live_only;
-        let mut tasks = self.0.lock().unwrap().tasks.clone();
+        let ListTasksRequest { live_only, page_token, .. } = request.into_inner();
+        let lists = self.0.lock().unwrap();
         let is_live = |state| matches!(state, TaskState::Staging | TaskState::Running);
-        tasks.retain(|t| !live_only || is_live(t.status.as_ref().unwrap().state()));
-        Ok(Response::new(ListTasksResponse { tasks }))
+        let asked = |t: &&Task| !live_only || is_live(t.status.as_ref().unwrap().state());
+        let first = if page_token.is_empty() { 0 } else { page_token.parse().unwrap() };
+        let size = if lists.page_tasks == 0 { usize::MAX } else { lists.page_tasks };
+        let mut rest = lists.tasks.iter().filter(asked).skip(first);
+        let tasks: Vec<Task> = rest.by_ref().take(size).cloned().collect();
+        let next_page_token = rest.next().map(|_| (first + tasks.len()).to_string()).unwrap_or_default();
+        Ok(Response::new(ListTasksResponse { tasks, next_page_token }))
     }
 
     async fn list_offers(

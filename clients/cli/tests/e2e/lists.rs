@@ -68,11 +68,33 @@ async fn ps_shows_live_tasks_and_with_a_ended_ones_with_the_reason() {
 #[tokio::test]
 async fn a_list_may_be_longer_than_a_message_is_by_default() {
     let master = FakeMaster::start().await;
-    let mut task = live("big", "big", "a-1");
-    task.spec.as_mut().unwrap().argv = vec!["x".repeat(200 << 10)];
-    master.lists().tasks = vec![task; 21];
+    let big = |n| {
+        let mut task = live(&format!("big-{n}"), "big", "a-1");
+        task.spec.as_mut().unwrap().argv = vec!["x".repeat(200 << 10)];
+        task
+    };
+    master.lists().tasks = (0..21).map(big).collect();
     let list = output(&master.address, &["ps"]).await;
     assert_eq!(list.text().lines().count(), 22, "{}", list.text());
+}
+
+#[tokio::test]
+async fn ps_follows_pages_and_tells_a_task_once() {
+    let master = FakeMaster::start().await;
+    let ended = status("t-0", TaskState::Finished, TaskReason::Exited, 2);
+    {
+        let mut lists = master.lists();
+        lists.page_tasks = 3;
+        lists.tasks = (0..7).map(|n| live(&format!("t-{n}"), "web", "a-1")).collect();
+        // Ended after its page was told.
+        lists.tasks.push(task("t-0", "web", "a-1", ended));
+    }
+    let listed = output(&master.address, &["ps", "-a", "--json"]).await.json();
+    let told = |t: &serde_json::Value| format!("{} {}", t["spec"]["task_id"], t["status"]["state"]);
+    let mut told: Vec<String> = listed.as_array().unwrap().iter().map(told).collect();
+    told.sort();
+    assert_eq!(told.len(), 7, "{told:?}");
+    assert_eq!(told[0], r#""t-0" "finished""#);
 }
 
 #[tokio::test]

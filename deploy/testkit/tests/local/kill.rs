@@ -107,7 +107,7 @@ async fn tasks_end_with_their_framework() -> Result<()> {
     let cgroup = cluster.guaranteed(&framework, "t-gone")?;
     framework.teardown().await?;
     let mut operator = cluster.operator().await?;
-    let request = ListTasksRequest { task: "t-gone".into(), live_only: false };
+    let request = ListTasksRequest { task: "t-gone".into(), ..ListTasksRequest::default() };
     let end = until("the end of the task", || {
         let (mut operator, request) = (operator.clone(), request.clone());
         async move {

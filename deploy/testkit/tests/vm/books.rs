@@ -88,7 +88,7 @@ async fn assert_no_double_offer(operator: &mut OperatorClient<Channel>) -> Resul
 }
 
 async fn live_grants(operator: &mut OperatorClient<Channel>) -> Result<Vec<(String, Resources)>> {
-    let request = ListTasksRequest { task: String::new(), live_only: true };
+    let request = ListTasksRequest { live_only: true, ..ListTasksRequest::default() };
     let tasks = operator.list_tasks(request).await?.into_inner().tasks;
     let grant = |t: bulkhead_proto::v1::Task| {
         let spec = t.spec.unwrap_or_default();

@@ -239,7 +239,7 @@ fn a_listed_task_without_an_id_is_passed_over() {
     let mut world = World::new();
     let list = vec![listed("", task("t", 1, 1), TaskState::Running, 1), Task::default()];
     world.register(registration("a", resources(4_000, 4 * GB), list));
-    assert!(world.core.list_tasks(&Default::default()).is_empty());
+    assert!(all_ids(&world.core).is_empty());
     let warned = world.take(|e| matches!(e, Effect::Log { severity: Severity::Warn, .. }).then_some(()));
     assert_eq!(warned.len(), 2);
 }

@@ -2,6 +2,7 @@
 
 mod agents;
 mod frameworks;
+mod listing;
 mod offers;
 mod properties;
 mod resizing;
@@ -13,6 +14,7 @@ use bulkhead_proto::v1::{
     TaskStatus, agent_message, scheduler_call::Call, scheduler_event,
 };
 
+use self::listing::all_ids;
 use super::*;
 use crate::{allocator::Fair, ids::TaskKey};
 
