@@ -16,6 +16,7 @@ pub(crate) mod throughput;
 pub(crate) mod wire;
 
 use anyhow::{Context as _, Result};
+use bulkhead_proto::v1::{NetAction, NetRule};
 use bulkhead_testkit::{Cluster, Options};
 use clap::Args;
 use serde::Serialize;
@@ -80,6 +81,12 @@ async fn cluster(bandwidth: &str) -> Result<Cluster> {
     let rules = ["--net-offer-percent", "100", "--net-qdisc", "leave"];
     let agent_args = place.into_iter().chain(rules).map(str::to_owned).collect();
     Cluster::start(Options { agent_args, measure_strangers: false, ..Options::default() }).await
+}
+
+/// Refuses somebody who is not there, so that tasks have rules.
+fn rule() -> NetRule {
+    let prefix = "192.0.2.0/24".to_owned();
+    NetRule { action: NetAction::Deny.into(), prefix, ..NetRule::default() }
 }
 
 fn program() -> Result<std::path::PathBuf> {

@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
@@ -403,6 +404,28 @@ fn another_agent_adopts_rules_and_clears_what_was_left_halfway() {
     again.revoke(talk.task.id).unwrap();
     again.revoke(other.id).unwrap();
     assert_eq!(again.entries().unwrap(), (0, 0));
+}
+
+/// While others try, at no moment nobody refuses, and nothing is counted twice or not at all.
+#[test]
+fn another_build_takes_over_without_a_moment_between() {
+    let Some(talk) = Talk::new("another_build_takes_over_without_a_moment_between") else { return };
+    talk.set(&deny("10.0.0.0/8"));
+    let dir = talk.node.load().talk.unwrap();
+    let name = dir.file_name().unwrap().to_str().unwrap();
+    let build = name.split('-').nth(2).unwrap();
+    let other = talk.node.spec.pin_dir.join(name.replace(build, "0123456789abcdef"));
+    let mut helpers = [talk.secluded(), talk.secluded()];
+    const EACH: u64 = 50_000;
+    helpers.iter_mut().for_each(|h| h.tell(&format!("count-refused connect udp 10.1.2.3 80 {EACH}")));
+    for _ in 0..3 {
+        fs::rename(&dir, &other).unwrap();
+        assert_eq!(talk.node.load().talk.unwrap(), dir);
+        assert!(!other.exists());
+    }
+    helpers.iter_mut().for_each(|h| assert_eq!(h.answer(), format!("0 {EACH}")));
+    let rules = TalkRules::open(&dir).unwrap();
+    assert_eq!(rules.counted(talk.task.id).unwrap().unwrap().refused, 2 * EACH);
 }
 
 fn way(allow: bool, peer: &str, egress: bool) -> TalkRule {

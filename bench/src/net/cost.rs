@@ -72,6 +72,7 @@ pub(crate) async fn measure(wire: &Wire, cluster: &Cluster, settings: &Settings)
             grant.net = Some(NetOptions {
                 egress_ceiling_bits_per_sec: CEILING_BITS_PER_SEC,
                 ingress_ceiling_bits_per_sec: CEILING_BITS_PER_SEC,
+                rules: vec![super::rule()],
                 ..NetOptions::default()
             });
         });

@@ -109,6 +109,7 @@ async fn as_task(
             grant.net = Some(NetOptions {
                 egress_ceiling_bits_per_sec: CEILING_BITS_PER_SEC,
                 ingress_ceiling_bits_per_sec: CEILING_BITS_PER_SEC,
+                rules: vec![super::rule()],
                 ..NetOptions::default()
             });
         });
