@@ -17,6 +17,7 @@ mod devices;
 mod exits;
 mod fixture;
 mod helper;
+mod incoming;
 mod model;
 mod names;
 mod net;

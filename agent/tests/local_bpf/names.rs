@@ -16,9 +16,9 @@ use crate::{
 };
 
 /// A task that listens on a port of its own, TCP and UDP.
-struct Called {
+pub(crate) struct Called {
     task: Task,
-    helper: Helper,
+    pub(crate) helper: Helper,
     port: u16,
 }
 
@@ -39,7 +39,7 @@ impl Called {
 }
 
 /// One of the framework in another role, one of the role in another framework, and one of neither.
-fn peers(talk: &Talk) -> [Called; 3] {
+pub(crate) fn peers(talk: &Talk) -> [Called; 3] {
     [
         Called::new(talk, "framework", 10, TalkGroups { framework: 1, role: 2 }),
         Called::new(talk, "role", 11, TalkGroups { framework: 2, role: 1 }),
