@@ -127,7 +127,7 @@ impl AgentApi {
     }
 
     fn measured(&self, listed: Listed) -> v1::LocalTask {
-        let last = listed.task.status.as_ref().and_then(|s| s.usage);
+        let last = listed.task.status.as_ref().and_then(|s| s.usage.clone());
         let usage = listed.cgroup.map_or(last, |cgroup| {
             let mut usage = self.isolators.measure(&cgroup);
             usage.cpu_usec = cpu::used_usec(&cgroup).unwrap_or(0);

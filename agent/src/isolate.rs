@@ -16,7 +16,9 @@ use crate::{
     offer::ledger::TaskKey,
 };
 
+pub mod connections;
 pub mod cores;
+mod counted;
 pub mod cpu;
 pub mod devices;
 pub mod disk_io;

@@ -18,10 +18,12 @@ use prometheus::{
 };
 
 mod caches;
+mod connections;
 
 pub use caches::ReadCache;
+pub use connections::ReadConnections;
 
-use crate::{isolate::network::Traffic, kernel::bpf::NetCounters};
+use crate::{kernel::bpf::NetCounters, offer::ledger::TaskKey};
 
 /// From a tenth of a millisecond to two seconds: a launch takes about one.
 const LAUNCH_BUCKETS_SECONDS: [f64; 12] =
@@ -237,7 +239,7 @@ impl Metrics {
     /// When it was told before.
     pub fn traffic(
         &self,
-        read: impl Fn() -> Vec<Traffic> + Send + Sync + 'static,
+        read: impl Fn() -> Vec<(TaskKey, NetCounters)> + Send + Sync + 'static,
     ) -> Result<(), prometheus::Error> {
         let counter =
             |(name, help)| IntCounterVec::new(Opts::new(name, help), &["framework", "task", "direction"]);
@@ -312,7 +314,7 @@ const TRAFFIC: [(&str, &str); 4] = [
 struct TaskTraffic {
     counters: Mutex<[IntCounterVec; 4]>,
     descs: Vec<Desc>,
-    read: Box<dyn Fn() -> Vec<Traffic> + Send + Sync>,
+    read: Box<dyn Fn() -> Vec<(TaskKey, NetCounters)> + Send + Sync>,
 }
 
 fn traffic_descs() -> Result<Vec<Desc>, prometheus::Error> {
@@ -331,7 +333,7 @@ impl Collector for TaskTraffic {
     fn collect(&self) -> Vec<MetricFamily> {
         let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
         counters.iter().for_each(IntCounterVec::reset);
-        for Traffic { task: (framework, task), counters: NetCounters { sent, received } } in (self.read)() {
+        for ((framework, task), NetCounters { sent, received }) in (self.read)() {
             for (direction, count) in [("sent", sent), ("received", received)] {
                 let values = [count.bytes(), count.packets(), count.dropped, count.marked];
                 for (counter, value) in counters.iter().zip(values) {
@@ -357,7 +359,7 @@ mod tests {
         let mut counters = NetCounters::default();
         counters.sent.link_bytes = 7;
         let task = ("f".to_owned(), "t".to_owned());
-        metrics.traffic(move || vec![Traffic { task: task.clone(), counters }]).unwrap();
+        metrics.traffic(move || vec![(task.clone(), counters)]).unwrap();
         let text = String::from_utf8(metrics.render().unwrap()).unwrap();
         let sent = "bulkhead_agent_task_net_bytes_total{direction=\"sent\",framework=\"f\",task=\"t\"} 7";
         assert!(text.contains(sent), "{text}");

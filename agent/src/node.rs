@@ -69,21 +69,23 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         tcp.local_addr().map_err(|source| api::ApiError::Tcp { address: config.listen, source })?;
     let agent = settings::info(&config, listening.to_string())?;
     let events = Arc::new(EventLog::new(agent.agent_id.clone(), Arc::clone(&metrics)));
-    let Isolation { isolators, enforced, disk, disk_speed, network } = Isolation::set_up(&Host {
-        config: &config,
-        features: &features,
-        machine,
-        tree: &tree,
-        programs: &programs,
-        events: &events,
-        metrics: &metrics,
-    })?;
+    let Isolation { isolators, enforced, disk, disk_speed, network, connections } =
+        Isolation::set_up(&Host {
+            config: &config,
+            features: &features,
+            machine,
+            tree: &tree,
+            programs: &programs,
+            events: &events,
+            metrics: &metrics,
+        })?;
     // However this ends.
     let _link = network.closed_on_drop();
     metrics.traffic({
         let network = Arc::clone(&network);
         move || network.traffic().unwrap_or_default()
     })?;
+    metrics.connections(Box::new(move || connections.all().unwrap_or_default()))?;
     let (journal, replayed) = open_journal(&config)?;
     let launcher = Launcher::new(launch::execute::Parts {
         tree: tree.clone(),

@@ -5,32 +5,10 @@
  *
  * The killer works under one lock, so two victims never come at once.
  */
+#include "task_cgroup.bpf.h"
 #include "task_record.bpf.h"
 
-/* How far below its task's cgroup a process is looked for. */
-#define MAX_DEPTH 64
-
 TASK_RECORDS(ooms, struct oom_record);
-
-/*
- * The victim's ancestor at the level of tasks; 0 above it. The helper for that looks at the caller,
- * which is whoever asked for memory: any process of the host.
- */
-static __u64 task_cgroup_id(struct task_struct *victim)
-{
-	struct cgroup *cgroup = BPF_CORE_READ(victim, cgroups, dfl_cgrp);
-
-	for (int depth = 0; depth < MAX_DEPTH; depth++) {
-		int level = BPF_CORE_READ(cgroup, level);
-
-		if (level < task_level)
-			return 0;
-		if (level == task_level)
-			return BPF_CORE_READ(cgroup, kn, id);
-		cgroup = BPF_CORE_READ(cgroup, self.parent, cgroup);
-	}
-	return 0;
-}
 
 /* As the kernel's own log has it: what single processors have not handed in yet is left out. */
 #define PAGES(mm, which)                                                                           \
@@ -53,7 +31,8 @@ int mark_victim(__u64 *ctx)
 {
 	struct task_struct *victim = (struct task_struct *)ctx[0];
 	int tgid = victim->tgid;
-	__u64 cgroup_id = task_cgroup_id(victim);
+	/* The victim's: whoever asked for memory may be any process of the host. */
+	__u64 cgroup_id = task_cgroup_id(victim->cgroups->dfl_cgrp);
 	__u64 anon, file, shmem, swap;
 	struct oom_record *record;
 	struct mm_struct *mm;

@@ -17,12 +17,17 @@ char LICENSE[] SEC("license") = "GPL";
 /* The level of task cgroups below the root of the hierarchy; set by the loader. */
 const volatile int task_level = 0;
 
-/* A map of records by the cgroup id of the task; the loader says how many. */
-#define TASK_RECORDS(name, record)                                                                 \
+#define TASK_MAP(kind, name, record)                                                               \
 	struct {                                                                                   \
-		__uint(type, BPF_MAP_TYPE_HASH);                                                   \
+		__uint(type, kind);                                                                \
 		__uint(map_flags, BPF_F_NO_PREALLOC);                                              \
 		__uint(max_entries, 1);                                                            \
 		__type(key, __u64);                                                                \
 		__type(value, record);                                                             \
 	} name SEC(".maps")
+
+/* A map of records by the cgroup id of the task; the loader says how many. */
+#define TASK_RECORDS(name, record) TASK_MAP(BPF_MAP_TYPE_HASH, name, record)
+
+/* The same with a record for each CPU, for what is counted often. */
+#define TASK_CPU_RECORDS(name, record) TASK_MAP(BPF_MAP_TYPE_PERCPU_HASH, name, record)

@@ -21,11 +21,22 @@ typedef __u32 __wsum;
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_PERCPU_HASH = 5,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
 enum { BPF_NOEXIST = 1 };
 enum { BPF_F_NO_PREALLOC = 1 };
+/* What a program on sockets is called for. */
+enum {
+	BPF_SOCK_OPS_TCP_CONNECT_CB = 3,
+	BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB = 4,
+	BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB = 5,
+	BPF_SOCK_OPS_RETRANS_CB = 9,
+	BPF_SOCK_OPS_RTT_CB = 12,
+};
+/* What it asks to be called for besides. */
+enum { BPF_SOCK_OPS_RETRANS_CB_FLAG = 2, BPF_SOCK_OPS_RTT_CB_FLAG = 8 };
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -98,13 +109,30 @@ struct sock_common {
 	__u16 skc_num; /* the local port, host byte order */
 };
 
+struct sock_cgroup_data {
+	struct cgroup *cgroup; /* in which the socket was made */
+};
+
 struct sock {
 	struct sock_common __sk_common;
 	__u16 sk_protocol;
+	struct sock_cgroup_data sk_cgrp_data;
 };
 
 struct socket {
 	struct sock *sk;
+};
+
+struct tcp_sock; /* begins with its struct sock */
+struct bpf_sock; /* what programs see of a socket */
+
+struct bpf_sock_ops {
+	__u32 op;
+	__u32 args[4];
+	__u32 bpf_sock_ops_cb_flags;
+	__u32 srtt_us; /* in eighths of a microsecond */
+	__u32 total_retrans;
+	struct bpf_sock *sk; /* NULL for what is no full socket */
 };
 
 struct nsproxy {

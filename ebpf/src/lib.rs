@@ -40,6 +40,11 @@ pub mod observe {
     }
 
     skeleton!(
+        /// TCP connections of tasks: see `observe/connections.bpf.c`.
+        connections,
+        "/connections.skel.rs"
+    );
+    skeleton!(
         /// How tasks ended: see `observe/exits.bpf.c`.
         exits,
         "/exits.skel.rs"

@@ -9,18 +9,12 @@
 //! [`uplink`]. On others (loopback, veth) nothing is guaranteed, since they have no bandwidth of their own that could be
 //! shared out; ceilings hold there too.
 
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    os::unix::fs::MetadataExt as _,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
 
 use bulkhead_proto::{rate::bits_per_sec, v1};
 use nix::unistd::Pid;
 
-use super::{IsolateError, Isolator, TaskPlace};
+use super::{IsolateError, Isolator, TaskPlace, counted::Names};
 use crate::{
     grant::{Bandwidth, Grant},
     kernel::bpf::{BpfError, NetCounters, NetRules, Rates},
@@ -42,36 +36,23 @@ pub struct Network {
 struct Held {
     rules: Arc<NetRules>,
     uplink: Arc<Uplink>,
-    /// Whose traffic is counted, by cgroup id.
-    tasks: Mutex<BTreeMap<u64, TaskKey>>,
-}
-
-/// What one task sent and received so far.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Traffic {
-    /// Whose it is.
-    pub task: TaskKey,
-    /// As the kernel counted it.
-    pub counters: NetCounters,
+    /// Whose traffic is counted.
+    tasks: Names,
 }
 
 impl Network {
     /// Holds tasks to their bandwidth by `rules`, if this kernel has them.
     pub fn new(held: Option<(Arc<NetRules>, Arc<Uplink>)>, unenforced: bool) -> Self {
-        let held = held.map(|(rules, uplink)| Held { rules, uplink, tasks: Mutex::default() });
+        let held = held.map(|(rules, uplink)| Held { rules, uplink, tasks: Names::default() });
         Self { held, unenforced }
     }
 
-    /// What all tasks did, by one system call whatever their number.
+    /// What all tasks sent and received so far, by one system call whatever their number.
     ///
     /// # Errors
     /// The kernel's answer.
-    pub fn traffic(&self) -> Result<Vec<Traffic>, BpfError> {
-        let Some(held) = &self.held else { return Ok(Vec::new()) };
-        let all = held.rules.all()?;
-        let tasks = held.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        let of = |(id, counters)| Some(Traffic { task: tasks.get(&id)?.clone(), counters });
-        Ok(all.into_iter().filter_map(of).collect())
+    pub fn traffic(&self) -> Result<Vec<(TaskKey, NetCounters)>, BpfError> {
+        self.held.as_ref().map_or(Ok(Vec::new()), |held| Ok(held.tasks.name(held.rules.all()?)))
     }
 
     /// The speed of the link; 0 where bandwidth is not held.
@@ -126,8 +107,7 @@ impl Isolator for Arc<Network> {
     fn prepare(&self, task: &TaskPlace, grant: &Grant) -> Result<(), IsolateError> {
         self.set(task, &grant.bandwidth)?;
         if let Some(held) = &self.held {
-            let mut tasks = held.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-            tasks.insert(task.id, task.task.clone());
+            held.tasks.insert(task);
         }
         Ok(())
     }
@@ -167,7 +147,7 @@ impl Isolator for Arc<Network> {
 
     fn cleanup(&self, task: &TaskPlace) -> Result<(), IsolateError> {
         let Some(held) = &self.held else { return Ok(()) };
-        held.tasks.lock().unwrap_or_else(PoisonError::into_inner).remove(&task.id);
+        held.tasks.remove(task);
         Ok(held.rules.forget(task.id)?)
     }
 }

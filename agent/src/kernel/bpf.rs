@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! agent --ensure_loaded--> short-lived child --load_and_pin--> /sys/fs/bpf/bulkhead/{ports-...,devices-...,talk-...,
-//!     net-...,exits-...,ooms-...,foreign-...}
-//! agent <--PortRules, DeviceRules, TalkRules, NetRules, DenialStream, ExitRecords, OomRecords, ForeignTimes-- the same pins
+//!     net-...,connections-...,exits-...,ooms-...,foreign-...}
+//! agent <--PortRules, DeviceRules, TalkRules, NetRules, ConnectionCounts, DenialStream, ExitRecords, OomRecords,
+//!     ForeignTimes-- the same pins
 //! ```
 //!
 //! Programs and maps are pinned: they hold while the agent is down, and a restarted agent adopts
@@ -12,6 +13,7 @@
 //!
 //! Handles are `Send + Sync`, and their calls are short system calls without waiting.
 
+mod connections;
 mod denials;
 mod devices;
 mod error;
@@ -25,6 +27,7 @@ mod lsm;
 mod migrate;
 mod net;
 mod ooms;
+mod per_cpu;
 mod pins;
 mod ports;
 mod probe;
@@ -32,6 +35,7 @@ mod table;
 mod talk;
 mod trie;
 
+pub use connections::ConnectionCounts;
 pub use denials::DenialStream;
 pub use devices::{DeviceId, DeviceRules, access_name};
 pub use error::BpfError;
@@ -43,10 +47,12 @@ pub use ooms::{OomRecords, OomVictim};
 pub use pins::{LOAD_SUBCOMMAND, LoadSpec, Loaded, ensure_loaded, loader_command, remove};
 pub use ports::{PortGrant, PortRules};
 pub use probe::{
-    Support, probe_devices, probe_exits, probe_listen, probe_net, probe_ooms, probe_ports, probe_talk,
+    Support, probe_connections, probe_devices, probe_exits, probe_listen, probe_net, probe_ooms, probe_ports,
+    probe_talk,
 };
 pub use talk::{PrefixVerdicts, TalkRules, Verdicts};
 
 pub use bulkhead_abi::{
-    Denial, DenialEvent, DenialKey, DeviceKey, ForeignTime, NetCount, NetCounters, TalkCounters, TalkKey,
+    ConnectionCounters, Denial, DenialEvent, DenialKey, DeviceKey, ForeignTime, NetCount, NetCounters,
+    TalkCounters, TalkKey,
 };

@@ -101,6 +101,12 @@ impl Features {
             "bandwidth is not offered, and traffic is not counted",
         ));
         features.push(feature(
+            "bpf_connections",
+            supported(bpf::probe_connections(), "hook on TCP sockets, BTF"),
+            "connections: those of each task are counted, with retransmissions and round trips",
+            "none of that is counted",
+        ));
+        features.push(feature(
             "bpf_talk",
             supported(bpf::probe_talk(), "cgroup address hooks, longest-prefix tables, ring buffer"),
             "who may talk to whom: a connect or a send against the rules is EPERM in the task's own call",

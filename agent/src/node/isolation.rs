@@ -10,6 +10,7 @@ use crate::{
     event::EventLog,
     isolate::{
         Isolator, Isolators,
+        connections::Connections,
         cores::Cores,
         cpu::Cpu,
         devices::Devices,
@@ -55,6 +56,8 @@ pub(super) struct Isolation {
     pub(super) disk_speed: Resources,
     /// Of tasks, where it is held.
     pub(super) network: Arc<Network>,
+    /// Of tasks, where they are counted.
+    pub(super) connections: Arc<Connections>,
 }
 
 impl Isolation {
@@ -67,6 +70,7 @@ impl Isolation {
         let disk_io = DiskIo::set_up(host.tree, host.config)?;
         let disk_speed = disk_io.measured().cloned().unwrap_or_default();
         let network = Arc::new(network(host)?);
+        let connections = Arc::new(Connections::new(host.programs.connections.clone()));
         let enforced = Enforced {
             cpu: host.tree.has("cpu"),
             mem: host.tree.has("memory"),
@@ -76,8 +80,10 @@ impl Isolation {
             disk_io: disk_io.enforces(),
             net: network.link_bits_per_sec() > 0,
         };
-        let isolators = Arc::new(Isolators::new(parts(host, disk_io, disk.as_ref(), &network)?));
-        Ok(Self { isolators, enforced, disk, disk_speed, network })
+        let mut parts = parts(host, disk_io, disk.as_ref(), &network)?;
+        parts.push(Box::new(Arc::clone(&connections)));
+        let isolators = Arc::new(Isolators::new(parts));
+        Ok(Self { isolators, enforced, disk, disk_speed, network, connections })
     }
 }
 

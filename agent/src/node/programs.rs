@@ -9,8 +9,8 @@ use crate::{
     isolate::{devices, ports, talk, tree::Tree},
     kernel::{
         bpf::{
-            self, DenialStream, DeviceKey, DeviceRules, ExitRecords, ForeignTimes, NetRules, OomRecords,
-            PortRules, TalkKey, TalkRules,
+            self, ConnectionCounts, DenialStream, DeviceKey, DeviceRules, ExitRecords, ForeignTimes,
+            NetRules, OomRecords, PortRules, TalkKey, TalkRules,
         },
         probe::Features,
     },
@@ -26,6 +26,7 @@ pub(super) struct Programs {
     pub(super) devices: Option<Arc<DeviceRules>>,
     pub(super) talk: Option<Arc<TalkRules>>,
     pub(super) net: Option<Arc<NetRules>>,
+    pub(super) connections: Option<Arc<ConnectionCounts>>,
     pub(super) exits: Option<Arc<ExitRecords>>,
     pub(super) ooms: Option<Arc<OomRecords>>,
     pub(super) foreign: Option<Arc<ForeignTimes>>,
@@ -52,6 +53,7 @@ impl Programs {
         metrics.feature("bpf_devices", programs.devices.is_some());
         metrics.feature("bpf_talk", programs.talk.is_some());
         metrics.feature("bpf_net", programs.net.is_some());
+        metrics.feature("bpf_connections", programs.connections.is_some());
         metrics.feature("port_listen", programs.ports.is_some() && programs.listen_uncovered.is_none());
         programs
     }
@@ -104,6 +106,7 @@ fn load(config: &Config, tree: &Tree) -> Result<Programs, NodeError> {
         "tasks are not kept from talking to anybody, and none with such rules is taken",
     );
     let net = there(loaded.net.as_deref(), "traffic is neither held nor counted");
+    let connections = there(loaded.connections.as_deref(), "connections of tasks are not counted");
     let exits = there(loaded.exits.as_deref(), "ends of tasks are not recorded while the agent is away");
     let ooms = there(loaded.ooms.as_deref(), "whom the kernel ends for memory is not recorded");
     let foreign = loaded.foreign.and_then(|dir| ForeignTimes::open(&dir).map_err(|e| crate::error_chain(&e)));
@@ -116,6 +119,7 @@ fn load(config: &Config, tree: &Tree) -> Result<Programs, NodeError> {
         devices: devices.map(DeviceRules::open).transpose()?.map(Arc::new),
         talk: talk.map(TalkRules::open).transpose()?.map(Arc::new),
         net: net.map(NetRules::open).transpose()?.map(Arc::new),
+        connections: connections.map(ConnectionCounts::open).transpose()?.map(Arc::new),
         exits: exits.map(ExitRecords::open).transpose()?.map(Arc::new),
         ooms: ooms.map(OomRecords::open).transpose()?.map(Arc::new),
         foreign: foreign.ok().map(Arc::new),

@@ -143,7 +143,7 @@ impl Table {
             message: end.message.clone(),
             exit_code: end.exit_code,
             signal: end.signal,
-            usage: Some(end.usage),
+            usage: Some(end.usage.clone()),
             sequence: record.newest.sequence + 1,
             unix_time_ms: unix_ms,
             ..record.newest.clone()

@@ -21,7 +21,7 @@ use crate::{autobind::Peer, fixture::Node, helper::Helper};
 const CALLS: u32 = 100_000;
 
 /// Runs, and nanoseconds of all of them, of a program by its pinned link.
-fn runs(dir: &Path, name: &str) -> (u64, u64) {
+pub(crate) fn runs(dir: &Path, name: &str) -> (u64, u64) {
     let link = libbpf_rs::Link::open(dir.join(name)).unwrap();
     let id = link.info().unwrap().prog_id;
     let program = loaded_programs().flatten().find(|program| program.id() == id).unwrap();

@@ -12,6 +12,7 @@
 )]
 
 mod autobind;
+mod connections;
 mod cost;
 mod devices;
 mod exits;
@@ -27,4 +28,5 @@ mod ports;
 mod reserved;
 mod socket;
 mod talk;
+mod tcp;
 mod traffic;

@@ -25,13 +25,13 @@ const UDP_V4: u64 = 20 + 8 + FRAME_BYTES;
 const UDP_V6: u64 = 40 + 8 + FRAME_BYTES;
 
 /// Two network namespaces with a veth pair between them. Removed when dropped.
-struct Wire {
-    near: String,
-    far: String,
+pub(crate) struct Wire {
+    pub(crate) near: String,
+    pub(crate) far: String,
 }
 
 impl Wire {
-    fn new(qdisc: Option<&str>) -> Result<Self, String> {
+    pub(crate) fn new(qdisc: Option<&str>) -> Result<Self, String> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = |end| format!("bh-{}-{number}-{end}", std::process::id());
@@ -126,7 +126,7 @@ fn run(command: &str) -> Result<String, String> {
 }
 
 /// Moves this thread.
-fn enter(netns: &str) -> io::Result<()> {
+pub(crate) fn enter(netns: &str) -> io::Result<()> {
     Ok(setns(fs::File::open(format!("/run/netns/{netns}"))?, CloneFlags::CLONE_NEWNET)?)
 }
 

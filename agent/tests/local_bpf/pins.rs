@@ -59,7 +59,7 @@ fn programs_are_verified_at_once() {
     let sets = fs::read_dir(&node.spec.pin_dir).unwrap().map(|set| set.unwrap().path());
     let sets: Vec<_> = sets.filter(|path| path.is_dir()).collect();
     let hooks = names::ENFORCE_PROGRAMS.iter().chain(&names::TALK_PROGRAMS).chain(&names::NET_PROGRAMS);
-    for name in hooks.chain([&names::DEVICE_PROGRAM]) {
+    for name in hooks.chain([&names::DEVICE_PROGRAM, &names::CONNECTIONS_PROGRAM]) {
         let pin = sets.iter().map(|set| set.join(name)).find(|pin| pin.exists()).unwrap();
         let id = libbpf_rs::Link::open(pin).unwrap().info().unwrap().prog_id;
         let program = loaded_programs().flatten().find(|program| program.id() == id).unwrap();
@@ -98,7 +98,8 @@ fn what_dead_loaders_and_older_agents_left_is_cleared_away() {
     assert!(node.load().fresh);
     let mut left: Vec<_> = fs::read_dir(&node.spec.pin_dir).unwrap().map(|e| e.unwrap().path()).collect();
     left.sort();
-    let optional = [loaded.devices, loaded.exits, loaded.foreign, loaded.net, loaded.ooms, loaded.talk]
+    let (devices, talk, net) = (loaded.devices, loaded.talk, loaded.net);
+    let optional = [loaded.connections, devices, loaded.exits, loaded.foreign, net, loaded.ooms, talk]
         .map(Result::unwrap);
     let mut expected: Vec<_> = optional.into_iter().chain([loaded.ports]).chain(loaded.listen).collect();
     expected.sort();

@@ -146,7 +146,7 @@ pub(crate) fn state(task: &Task) -> TaskState {
 
 /// What the kernel counted over the life of a task that has ended.
 pub(crate) fn usage(task: &Task) -> Result<TaskUsage> {
-    task.status.as_ref().and_then(|status| status.usage).context("the last status has no usage")
+    task.status.as_ref().and_then(|status| status.usage.clone()).context("the last status has no usage")
 }
 
 /// What a task was granted.

@@ -10,6 +10,7 @@
 #![cfg_attr(not(feature = "user"), forbid(unsafe_code))]
 
 mod c;
+mod connections;
 mod devices;
 mod exits;
 mod foreign;
@@ -18,6 +19,7 @@ mod ooms;
 mod ports;
 mod talk;
 
+pub use connections::{ConnectionCounters, RTT_BUCKETS, RTT_FIRST_BOUND_USEC, rtt_bound_usec};
 pub use devices::{
     DEVICE_RING_BYTES, DeviceCounters, DeviceKey, HARMLESS_DEVICES, MAX_DENIED_DEVICES, MAX_DEVICE_DENIALS,
     MAX_DEVICES, PTS_MAJORS, device_access, device_kind,
@@ -47,7 +49,8 @@ pub use talk::{
 pub const ABI_VERSION: u32 = 1;
 
 /// The C declarations of the types that `observe` uses. They expect `__u8`, `__u32` and `__u64` to be defined.
-pub const C_HEADER: [&str; 8] = [
+pub const C_HEADER: [&str; 9] = [
+    ConnectionCounters::C_DECLARATION,
     ExitRecord::C_DECLARATION,
     ForeignTime::C_DECLARATION,
     OomRecord::C_DECLARATION,
@@ -59,10 +62,12 @@ pub const C_HEADER: [&str; 8] = [
 ];
 
 /// Numbers that `observe` uses, as macros of C.
-pub const C_CONSTANTS: [(&str, u32); 8] = [
+pub const C_CONSTANTS: [(&str, u32); 10] = [
     ("MAX_TASKS", MAX_TASKS),
     ("MAX_DENIALS", MAX_DENIALS),
     ("EVENT_RING_BYTES", EVENT_RING_BYTES),
+    ("RTT_BUCKETS", RTT_BUCKETS),
+    ("RTT_FIRST_BOUND_USEC", RTT_FIRST_BOUND_USEC),
     ("PORT_CHOICE_DEFAULT", port_choice::DEFAULT),
     ("PORT_CHOICE_LISTEN_EPHEMERAL", port_choice::LISTEN_EPHEMERAL),
     ("SOCKET_KIND_PACKET", socket_kind::PACKET),
@@ -182,6 +187,11 @@ pub mod names {
     ];
     /// The programs of `enforce` that decide who may talk to whom, by call; each is attached as those about ports are.
     pub const TALK_PROGRAMS: [&str; 4] = ["talk_connect4", "talk_connect6", "talk_sendmsg4", "talk_sendmsg6"];
+
+    /// Cgroup id of a task -> [`ConnectionCounters`](crate::ConnectionCounters) of each CPU. The agent makes, `observe` adds.
+    pub const CONNECTIONS: &str = "connections";
+    /// The program that counts connections, and its pinned link.
+    pub const CONNECTIONS_PROGRAM: &str = "count_connections";
 
     /// Cgroup id of a task -> [`ExitRecord`](crate::ExitRecord). Made by the agent, completed by `observe`.
     pub const EXITS: &str = "exits";

@@ -13,12 +13,12 @@ use aya::{
         links::{FdLink, LinkError},
     },
 };
-use bulkhead_abi::{MAX_EXITS, MAX_OOMS, MAX_OWNERS, names};
+use bulkhead_abi::{MAX_EXITS, MAX_OOMS, MAX_OWNERS, MAX_TASKS, names};
 use bulkhead_ebpf::{
     ENFORCE,
     observe::{
-        exits::ExitsSkelBuilder, foreign::ForeignSkelBuilder, listen::ListenSkelBuilder,
-        ooms::OomsSkelBuilder,
+        connections::ConnectionsSkelBuilder, exits::ExitsSkelBuilder, foreign::ForeignSkelBuilder,
+        listen::ListenSkelBuilder, ooms::OomsSkelBuilder,
     },
 };
 use libbpf_rs::{
@@ -53,8 +53,8 @@ const TALK_HOOKS: [(&str, u32); 4] = [
 /// What was loaded besides the port rules, without which loading fails.
 #[derive(Debug)]
 pub struct LoadReport {
-    /// Why devices or traffic are not held, nobody is kept from talking to anybody, or exits, victims of the
-    /// out-of-memory killer or time on others' cores not recorded.
+    /// Why devices or traffic are not held, nobody is kept from talking to anybody, or connections, exits, victims of
+    /// the out-of-memory killer or time on others' cores not recorded.
     /// The subcommand prints it to standard error and succeeds.
     pub missing: Vec<BpfError>,
 }
@@ -75,6 +75,7 @@ pub fn load_and_pin(spec: &LoadSpec) -> Result<LoadReport, BpfError> {
         complete(spec, &names.devices, load_devices),
         complete(spec, &names.talk, load_talk),
         complete(spec, &names.net, load_net),
+        complete(spec, &names.connections, load_connections),
         complete(spec, &names.exits, load_exits),
         complete(spec, &names.ooms, load_ooms),
         complete(spec, &names.foreign, load_foreign),
@@ -255,6 +256,39 @@ fn load_net(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfErr
     let borrowed: &[&str] = if talk.exists() { &names::TALK_MAPS } else { &[] };
     let parts = InPlace { maps: &names::NET_MAPS, borrowed: (borrowed, talk), hooks: &NET_HOOKS };
     parts.load(spec, dir, older)
+}
+
+/// Another build gets the map that is there and the place of the older program in its link, so that no connection is
+/// counted twice, or not at all.
+fn load_connections(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
+    let failed = |op| observing(op, "connections");
+    let cgroup = File::open(&spec.cgroup).map_err(BpfError::io("open", &spec.cgroup))?;
+    let (map, link) = (dir.join(names::CONNECTIONS), dir.join(names::CONNECTIONS_PROGRAM));
+    let is_whole = |from: &&PathBuf| {
+        [names::CONNECTIONS, names::CONNECTIONS_PROGRAM].iter().all(|n| from.join(n).exists())
+    };
+    let older = older.iter().find(is_whole);
+    let mut memory = std::mem::MaybeUninit::uninit();
+    let mut open = ConnectionsSkelBuilder::default().open(&mut memory).map_err(failed("open"))?;
+    if let Some(constants) = &mut open.maps.rodata_data {
+        constants.task_level = i32::try_from(spec.task_level).unwrap_or(i32::MAX);
+    }
+    open.maps.connections.set_max_entries(MAX_TASKS).map_err(failed("size the map of"))?;
+    if let Some(from) = older {
+        let there = from.join(names::CONNECTIONS);
+        open.maps.connections.reuse_pinned_map(&there).map_err(failed("find the map of"))?;
+        pin_again(&there, &map).map_err(BpfError::io("pin again", &there))?;
+    }
+    let mut connections = open.load().map_err(failed("load"))?;
+    if older.is_none() {
+        connections.maps.connections.pin(&map).map_err(failed("pin the map of"))?;
+    }
+    let program = connections.progs.count_connections.as_fd();
+    match older {
+        Some(from) => replace_and_pin(&from.join(names::CONNECTIONS_PROGRAM), program, &link),
+        None => attach_and_pin(program, cgroup.as_fd(), libbpf_sys::BPF_CGROUP_SOCK_OPS, &link),
+    }
+    .map_err(BpfError::io("attach and pin", &link))
 }
 
 fn load(program: &mut Program) -> Result<(), ProgramError> {

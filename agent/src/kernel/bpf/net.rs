@@ -2,8 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::AsFd as _,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -11,16 +10,16 @@ use std::{
 use aya::{
     Pod,
     maps::{Array, Map, MapData, MapError, PerCpuArray, PerCpuValues},
-    util::nr_cpus,
 };
 use bulkhead_abi::{
     MAX_NET_TASKS, NET_INTERFACES, NS_PER_BYTE_SHIFT, NetClocks, NetCounters, NetInterface, NetLink, NetRate,
     NetTask, names, net_task, talk_flag,
 };
-use libbpf_rs::{MapHandle, libbpf_sys};
+use libbpf_rs::MapHandle;
 
 use super::{
     BpfError,
+    per_cpu::{Batch, cpus, open_for_batches},
     table::{Table, open_map},
     talk::Verdicts,
 };
@@ -73,9 +72,7 @@ impl NetRules {
     pub fn open(dir: &Path) -> Result<Self, BpfError> {
         let name = names::NET_COUNTERS;
         let counters = PerCpuArray::try_from(open_map(dir, name)?).map_err(failed("open", name))?;
-        let path = dir.join(name);
-        let all_counters = MapHandle::from_pinned_path(&path)
-            .map_err(|source| BpfError::Observe { op: format!("open {}", path.display()), source })?;
+        let all_counters = open_for_batches(dir, name)?;
         let tasks: Table<u64, NetTask> = Table::open(dir, names::NET_TASKS)?;
         let by_slot = tasks.select(|_| true)?.into_iter().map(|(id, task)| (task.slot, id)).collect();
         Ok(Self {
@@ -223,14 +220,12 @@ impl NetRules {
     fn slot_counters(&self, slot: u32) -> Result<NetCounters, BpfError> {
         let map = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
         let values = map.get(&slot, 0).map_err(failed("read", names::NET_COUNTERS))?;
-        Ok(values.iter().fold(NetCounters::default(), |sum, one| plus(&sum, one)))
+        Ok(sum(&values))
     }
 
     fn clear_counters(&self, slot: u32) -> Result<(), BpfError> {
         let name = names::NET_COUNTERS;
-        let cpus = nr_cpus()
-            .map_err(|(_, source)| BpfError::io("read", "/sys/devices/system/cpu/possible")(source))?;
-        let zero = PerCpuValues::try_from(vec![NetCounters::default(); cpus]);
+        let zero = PerCpuValues::try_from(vec![NetCounters::default(); cpus()?]);
         let zero = zero.map_err(BpfError::io("make values for", name))?;
         let mut map = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
         map.set(slot, zero, 0).map_err(failed("write", name))
@@ -238,37 +233,15 @@ impl NetRules {
 
     /// The counters of the first slots, summed over CPUs.
     fn read_slots(&self, slots: u32) -> Result<Vec<NetCounters>, BpfError> {
-        let cpus = nr_cpus()
-            .map_err(|(_, source)| BpfError::io("read", "/sys/devices/system/cpu/possible")(source))?;
         let places = usize::try_from(slots).unwrap_or_default();
         if places == 0 {
             return Ok(Vec::new());
         }
-        let mut keys = vec![0u32; places];
-        let mut values = vec![NetCounters::default(); places * cpus];
-        let (mut next, mut count) = (0u32, slots);
-        // SAFETY: the kernel writes at most `count` keys of 4 bytes and as many values, each one for every possible CPU,
-        // which is what the vectors have room for; the other pointers are to locals that live through the call.
-        let answer = unsafe {
-            libbpf_sys::bpf_map_lookup_batch(
-                self.all_counters.as_fd().as_raw_fd(),
-                std::ptr::null_mut(),
-                (&raw mut next).cast(),
-                keys.as_mut_ptr().cast(),
-                values.as_mut_ptr().cast(),
-                &raw mut count,
-                std::ptr::null(),
-            )
-        };
-        // ENOENT: there is nothing after these.
-        if answer < 0 && answer != -libc::ENOENT {
-            return Err(BpfError::io("read all of", names::NET_COUNTERS)(io::Error::from_raw_os_error(
-                -answer,
-            )));
-        }
-        let sum =
-            |values: &[NetCounters]| values.iter().fold(NetCounters::default(), |sum, one| plus(&sum, one));
-        Ok(values.chunks_exact(cpus).map(sum).collect())
+        let mut batch: Batch<u32, NetCounters> = Batch::with_room(places)?;
+        batch
+            .fill(self.all_counters.as_fd(), None)
+            .map_err(BpfError::io("read all of", names::NET_COUNTERS))?;
+        Ok(batch.entries().map(|(_, of_cpus)| sum(of_cpus)).collect())
     }
 
     fn owners(&self) -> MutexGuard<'_, Owners> {
@@ -328,6 +301,10 @@ fn rate(bits_per_sec: Option<u64>) -> NetRate {
     let ns_per_byte = NS_BITS_PER_BYTE / bits_per_sec.clamp(MIN_BITS_PER_SEC, MAX_BITS_PER_SEC);
     let two_largest_ns = (TWO_LARGEST_PACKETS_BYTES * ns_per_byte) >> NS_PER_BYTE_SHIFT;
     NetRate { ns_per_byte, horizon_ns: two_largest_ns.max(LEAST_HORIZON_NS) }
+}
+
+fn sum(of_cpus: &[NetCounters]) -> NetCounters {
+    of_cpus.iter().fold(NetCounters::default(), |sum, one| plus(&sum, one))
 }
 
 fn plus(a: &NetCounters, b: &NetCounters) -> NetCounters {

@@ -7,6 +7,7 @@
 //! <pin_dir>/devices-v<ABI>-<build>-<cgroup id>-<level>/ and those that are about devices
 //! <pin_dir>/net-v<ABI>-<build>-<cgroup id>-<level>/     and those that are about traffic
 //! <pin_dir>/talk-v<ABI>-<build>-<cgroup id>-<level>/    and those that are about who may talk to whom
+//! <pin_dir>/connections-v<ABI>-<build>-<cgroup id>-<level>/ map and link of `observe/connections`
 //! <pin_dir>/exits-v<ABI>-<build>-<level>/               map and link of `observe/exits`
 //! <pin_dir>/ooms-v<ABI>-<build>-<level>/                map and link of `observe/ooms`
 //! <pin_dir>/foreign-v<ABI>-<build>-<level>/             maps and program of `observe/foreign`, and its link
@@ -67,6 +68,8 @@ pub struct Loaded {
     pub net: Result<PathBuf, String>,
     /// For [`TalkRules::open`](super::TalkRules::open), or why this kernel keeps nobody from talking to anybody.
     pub talk: Result<PathBuf, String>,
+    /// For [`ConnectionCounts::open`](super::ConnectionCounts::open), or why this kernel counts no connections.
+    pub connections: Result<PathBuf, String>,
     /// For [`ExitRecords::open`](super::ExitRecords::open), or why this kernel records no exits.
     pub exits: Result<PathBuf, String>,
     /// For [`OomRecords::open`](super::OomRecords::open), or why this kernel records no victims.
@@ -86,6 +89,7 @@ pub(super) struct PinNames {
     pub(super) devices: String,
     pub(super) talk: String,
     pub(super) net: String,
+    pub(super) connections: String,
     pub(super) exits: String,
     pub(super) ooms: String,
     pub(super) foreign: String,
@@ -103,6 +107,7 @@ impl PinNames {
             devices: format!("devices-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}"),
             net: format!("net-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}"),
             talk: format!("talk-v{ABI_VERSION}-{ENFORCE_ID}-{cgroup_id}-{task_level}-{netns}"),
+            connections: format!("connections-v{ABI_VERSION}-{OBSERVE_ID}-{cgroup_id}-{task_level}"),
             exits: format!("exits-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
             ooms: format!("ooms-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
             foreign: format!("foreign-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
@@ -117,7 +122,7 @@ impl PinNames {
 
     fn is_current(&self, name: &str) -> bool {
         let enforcing = [&self.ports, &self.listen, &self.devices, &self.talk, &self.net];
-        let observing = [&self.exits, &self.ooms, &self.foreign];
+        let observing = [&self.connections, &self.exits, &self.ooms, &self.foreign];
         enforcing.into_iter().chain(observing).any(|current| name == current)
     }
 }
@@ -192,7 +197,15 @@ pub fn ensure_loaded(spec: &LoadSpec, mut loader: Command) -> Result<Loaded, Bpf
     let mounted = ensure_bpffs(&spec.pin_dir)?;
     let names = PinNames::of(spec)?;
     let ports = spec.pin_dir.join(&names.ports);
-    let parts = [&names.devices, &names.talk, &names.net, &names.exits, &names.ooms, &names.foreign];
+    let parts = [
+        &names.devices,
+        &names.talk,
+        &names.net,
+        &names.connections,
+        &names.exits,
+        &names.ooms,
+        &names.foreign,
+    ];
     let parts = parts.map(|name| spec.pin_dir.join(name));
     let listen = spec.pin_dir.join(&names.listen);
     // Few kernels have this one, so it is asked for first: not every start shall load for nothing.
@@ -200,9 +213,21 @@ pub fn ensure_loaded(spec: &LoadSpec, mut loader: Command) -> Result<Loaded, Bpf
         if listen.exists() { None } else { Some(probe_listen()).filter(|found| !found.available) };
     let fresh = !ports.exists();
     if !fresh && (listen.exists() || no_listen.is_some()) && parts.iter().all(|dir| dir.exists()) {
-        let [devices, talk, net, exits, ooms, foreign] = parts.map(Ok);
+        let [devices, talk, net, connections, exits, ooms, foreign] = parts.map(Ok);
         let listen = no_listen.map_or(Ok(listen), |found| Err(found.reason));
-        return Ok(Loaded { ports, listen, devices, talk, net, exits, ooms, foreign, fresh, mounted });
+        return Ok(Loaded {
+            ports,
+            listen,
+            devices,
+            talk,
+            net,
+            connections,
+            exits,
+            ooms,
+            foreign,
+            fresh,
+            mounted,
+        });
     }
     let program = loader.get_program().to_string_lossy().into_owned();
     let output = loader
@@ -216,8 +241,8 @@ pub fn ensure_loaded(spec: &LoadSpec, mut loader: Command) -> Result<Loaded, Bpf
     }
     let made = |dir: PathBuf| if dir.exists() { Ok(dir) } else { Err(message.clone()) };
     let listen = made(listen);
-    let [devices, talk, net, exits, ooms, foreign] = parts.map(made);
-    Ok(Loaded { ports, listen, devices, talk, net, exits, ooms, foreign, fresh, mounted })
+    let [devices, talk, net, connections, exits, ooms, foreign] = parts.map(made);
+    Ok(Loaded { ports, listen, devices, talk, net, connections, exits, ooms, foreign, fresh, mounted })
 }
 
 /// Takes everything away: programs are detached, maps are freed once nobody has them open.
@@ -230,6 +255,7 @@ pub fn remove(pin_dir: &Path) -> Result<(), BpfError> {
         // Only here: two sets of pins may have these links between them, of which one stays.
         detach(&path, &names::NET_PROGRAMS);
         detach(&path, &names::TALK_PROGRAMS);
+        detach(&path, &[names::CONNECTIONS_PROGRAM]);
         remove_pins(&path)?;
     }
     ignore_missing(fs::remove_dir(pin_dir)).map_err(BpfError::io("remove", pin_dir))
@@ -333,11 +359,12 @@ mod tests {
         assert_ne!(names.devices, PinNames::new(8, 3, 1).devices, "cgroup");
         assert_ne!(names.net, PinNames::new(8, 3, 1).net, "cgroup");
         assert_ne!(names.talk, PinNames::new(8, 3, 1).talk, "cgroup");
+        assert_ne!(names.connections, PinNames::new(8, 3, 1).connections, "cgroup");
         assert_ne!(names.exits, PinNames::new(7, 4, 1).exits, "level");
         assert_ne!(names.ooms, PinNames::new(7, 4, 1).ooms, "level");
         assert_ne!(names.foreign, PinNames::new(7, 4, 1).foreign, "level");
         let all = [&names.ports, &names.devices, &names.talk, &names.net, &names.exits, &names.ooms];
-        let mut all = all.into_iter().chain([&names.foreign]);
+        let mut all = all.into_iter().chain([&names.foreign, &names.connections]);
         assert!(!all.any(|name| name.contains('.')), "reserved by bpffs");
     }
 

@@ -67,6 +67,16 @@ pub fn probe_net() -> Support {
         .into()
 }
 
+/// Whether connections can be counted. The last word has the load itself: before 5.15 a socket does not plainly say
+/// whose it is.
+pub fn probe_connections() -> Support {
+    has_bpffs()
+        .and_then(|()| program(ProgramType::SockOps, "CONFIG_CGROUP_BPF, kernel 4.13"))
+        .and_then(|()| map(MapType::PerCpuHash, "kernel 4.6"))
+        .and_then(|()| has_btf())
+        .into()
+}
+
 /// Whether tasks can be kept from talking to somebody. The last word has the load itself.
 pub fn probe_talk() -> Support {
     has_bpffs()
