@@ -5,8 +5,7 @@
 //! keep notes beside each other in a directory that, like the list, does not outlast a boot:
 //!
 //! ```text
-//! <dir>/<cookie of the namespace>/lock
-//!                                 added         ports that agents added, and nobody else
+//! <dir>/<cookie of the namespace>/added         ports that agents added, and nobody else
 //!                                 <agent>.ports what that agent offers
 //! ```
 //!
@@ -16,6 +15,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -57,7 +57,15 @@ pub fn give_back(notes: &Path, agent: &str) -> Result<(), ReserveError> {
     if !notes.exists() {
         return Ok(());
     }
-    Notes::lock(notes)?.apply(agent, &PortNumbers::default())
+    let locked = Notes::lock(notes)?;
+    locked.apply(agent, &PortNumbers::default())?;
+    // Those that others have something in stay.
+    for dir in [&*locked.dir, notes].into_iter().chain(notes.parent()) {
+        if fs::remove_dir(dir).is_err() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// May the list be written here?
@@ -69,7 +77,7 @@ pub fn probe() -> Result<String, String> {
     open.map(|_| LIST.to_owned()).map_err(|e| format!("write {LIST}: {e}"))
 }
 
-/// The notes of one network namespace, locked.
+/// The notes of one network namespace; their directory is locked.
 struct Notes {
     dir: PathBuf,
     _lock: Flock<File>,
@@ -79,13 +87,20 @@ impl Notes {
     fn lock(notes: &Path) -> Result<Self, ReserveError> {
         let cookie = netns::cookie().unwrap_or(0);
         let dir = notes.join(cookie.to_string());
-        fs::create_dir_all(&dir).map_err(failed("make", &dir))?;
-        let path = dir.join("lock");
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(failed("open", &path))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusive);
-        let lock = lock.map_err(|(_, errno)| failed("lock", &path)(errno.into()))?;
-        Ok(Self { dir, _lock: lock })
+        loop {
+            fs::create_dir_all(&dir).map_err(failed("make", &dir))?;
+            let file = match File::open(&dir) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                file => file.map_err(failed("open", &dir))?,
+            };
+            let lock = Flock::lock(file, FlockArg::LockExclusive);
+            let lock = lock.map_err(|(_, errno)| failed("lock", &dir)(errno.into()))?;
+            // Whoever had the lock may have removed the directory.
+            let locked = lock.metadata().map_err(failed("look up", &dir))?;
+            if fs::metadata(&dir).is_ok_and(|there| there.ino() == locked.ino()) {
+                return Ok(Self { dir, _lock: lock });
+            }
+        }
     }
 
     fn apply(&self, agent: &str, wanted: &PortNumbers) -> Result<(), ReserveError> {

@@ -24,9 +24,8 @@ fn in_a_namespace(test: &'static str, body: impl FnOnce(&Path) + Send + 'static)
             return println!("SKIP {test}: unshare: {errno}");
         }
         let notes = std::env::temp_dir().join(format!("bulkhead-test-notes-{}-{test}", std::process::id()));
-        fs::create_dir(&notes).unwrap();
         body(&notes);
-        fs::remove_dir_all(&notes).unwrap();
+        assert!(!notes.exists(), "nothing is left");
     };
     std::thread::spawn(run).join().unwrap();
 }
@@ -76,5 +75,6 @@ fn a_list_that_cannot_be_understood_is_left_alone() {
         let error = reserve(notes, "a", &numbers("31001")).unwrap_err();
         assert!(error.to_string().contains("added"), "{error}");
         assert_eq!(list(), numbers("31000"));
+        fs::remove_dir_all(notes).unwrap();
     });
 }
