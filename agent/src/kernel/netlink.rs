@@ -1,4 +1,8 @@
 //! Netlink messages: making requests, and reading answers without trusting them.
+//!
+//! Not by netlink-packet-route: that decodes all attributes of an answer, and takes none of it where one is not as long as
+//! it expects (its issue 151 and pull request 332). Lengths differ between kernels. Here only what is needed is looked
+//! at, and what follows it may grow.
 
 use std::{
     io,
