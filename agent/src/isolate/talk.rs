@@ -215,6 +215,11 @@ fn message(key: &TalkKey) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        grant::{Class, plain},
+        kernel::cgroupfs::Cgroup,
+        metrics::Metrics,
+    };
 
     fn key(what: u16, protocol: u16, peer: &str) -> TalkKey {
         let address = match peer.parse().unwrap() {
@@ -222,6 +227,34 @@ mod tests {
             IpAddr::V6(v6) => v6,
         };
         TalkKey { cgroup_id: 1, what, protocol, port: 80, other: 0, address: address.octets() }
+    }
+
+    #[test]
+    fn without_programs_only_tasks_that_may_talk_to_everybody_run() {
+        let events = EventLog::new("agent".into(), Arc::new(Metrics::new().unwrap()));
+        let talk = Talk::new(None, None, Arc::new(events));
+        let place = TaskPlace {
+            task: Default::default(),
+            role: String::new(),
+            cgroup: Cgroup::at("/nowhere"),
+            id: 1,
+            sandbox: Default::default(),
+        };
+        let mut grant = plain(Class::Guaranteed, 500, 1 << 20);
+        talk.prepare(&place, &grant).unwrap();
+        talk.attach(&place, &grant, Pid::this()).unwrap();
+        talk.cleanup(&place).unwrap();
+        grant.talk.deny_rest = true;
+        let refused = talk.prepare(&place, &grant).unwrap_err().to_string();
+        assert!(refused.contains("bpf_talk"), "{refused}");
+    }
+
+    #[test]
+    fn names_stand_for_themselves_in_every_agent() {
+        assert_eq!(number("default"), number("default"));
+        assert_ne!(number("default"), number("Default"));
+        // What another build of the agent wrote into the maps means the same.
+        assert_eq!(number(""), 0xe3b0_c442_98fc_1c14);
     }
 
     #[test]
