@@ -49,7 +49,7 @@ async fn ignored_sigterm_ends_after_the_grace() -> Result<()> {
     framework.kill("t", 100).await?;
     let end = framework.end_of("t").await?;
     assert_eq!((end.state(), end.signal), (TaskState::Killed, Some(9)));
-    assert!(end.usage.is_some_and(|u| u.wall_usec >= 100_000), "{end:?}");
+    assert!(end.usage.as_ref().is_some_and(|u| u.wall_usec >= 100_000), "{end:?}");
     framework.teardown().await
 }
 

@@ -40,7 +40,7 @@ async fn success_is_finished() -> Result<()> {
     let framework = cluster.framework("success").await?;
     let end = framework.run(Task::new("t", ["true"])).await?;
     assert_eq!((end.state(), end.exit_code), (TaskState::Finished, Some(0)));
-    assert!(end.usage.is_some_and(|u| u.cpu_usec > 0 && u.wall_usec > 0), "{end:?}");
+    assert!(end.usage.as_ref().is_some_and(|u| u.cpu_usec > 0 && u.wall_usec > 0), "{end:?}");
     framework.teardown().await
 }
 

@@ -172,7 +172,7 @@ async fn what_a_disk_can_do_is_offered() -> Result<()> {
                 + " of=/dev/null";
         }))
         .await?;
-    let usage = end.usage.context("a usage")?;
+    let usage = end.usage.clone().context("a usage")?;
     assert_eq!(end.state(), TaskState::Finished, "{end:?}");
     assert!(usage.disk_written_bytes >= 4 * MIB && usage.disk_read_bytes >= 4 * MIB, "{usage:?}");
     assert!(usage.disk_write_ops >= 4 && usage.disk_read_ops >= 64, "{usage:?}");

@@ -57,7 +57,7 @@ async fn refuses(kind: Kind) -> Result<()> {
         g.disk = Some(DiskOptions { inodes: 50, ..DiskOptions::default() });
     });
     let end = framework.run(few).await?;
-    assert_eq!(end.usage.context("a usage")?.disk_inodes, 50, "{end:?}");
+    assert_eq!(end.usage.as_ref().context("a usage")?.disk_inodes, 50, "{end:?}");
     // The others are the sandbox's own: its directories, its outputs, what its /dev is made of.
     let made: u64 = on.cluster.stdout(&framework, "files").await?.trim().parse()?;
     assert!((30..50).contains(&made), "{made} files: {end:?}");

@@ -140,7 +140,7 @@ async fn the_speed_of_a_link_is_offered_and_its_queue_is_put_back() -> Result<()
     let script = format!("{} & sleep 1; kill $!", FLOOD);
     let task = Task::new("counted", ["bash", "-c", &script]).granted(capped(5));
     let end = framework.run(task).await?;
-    let usage = end.usage.context("a usage")?;
+    let usage = end.usage.clone().context("a usage")?;
     assert_eq!(end.state(), TaskState::Finished, "{end:?}");
     // 20 + 8 bytes of headers, and 14 of the frame.
     assert!(usage.net_sent_packets > 10, "{usage:?}");
