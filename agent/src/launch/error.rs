@@ -129,7 +129,16 @@ impl LaunchError {
             TaskReason::CommandNotExecutable => {
                 format!("{chain}: is it a program, and may the task's user execute it?")
             }
+            _ if self.is_full() => format!("{chain}: ask for more disk"),
             _ => chain,
         }
+    }
+
+    /// Its sandbox had no room for what every task has: its output, its directories.
+    fn is_full(&self) -> bool {
+        let Self::Sandbox(error) = self else { return false };
+        let cause = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+        let kind = cause.map(io::Error::kind);
+        matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
     }
 }
