@@ -2,6 +2,10 @@
 //!
 //! `oci-client` reads all of the answer before anybody can look at its length. So it only finds out who we are to the
 //! registry, and the request is made here.
+//!
+//! The token that it asks for is read in the same way, before this code sees any of it, with a client that it makes
+//! itself: there is no place for a layer that counts. What bounds that answer is [`super::DOCUMENT`], within which the
+//! whole conversation has to end.
 
 use oci_client::{Client, Reference, RegistryOperation, errors::OciDistributionError, secrets::RegistryAuth};
 use reqwest::{StatusCode, header::ACCEPT};
