@@ -30,7 +30,7 @@ pub struct EventKey {
     pub ip_version: u32,
     /// For refused ports.
     pub port: u32,
-    /// For refused devices: which; otherwise empty.
+    /// For refused devices and full volumes: which; otherwise empty.
     pub object: String,
 }
 

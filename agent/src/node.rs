@@ -69,6 +69,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         tcp.local_addr().map_err(|source| api::ApiError::Tcp { address: config.listen, source })?;
     let agent = settings::info(&config, listening.to_string())?;
     let events = Arc::new(EventLog::new(agent.agent_id.clone(), Arc::clone(&metrics)));
+    let volumes = Arc::new(VolumeBounds::new(settings::projects(&config)?));
     let Isolation { isolators, enforced, disk, disk_speed, network, connections } =
         Isolation::set_up(&Host {
             config: &config,
@@ -76,6 +77,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
             machine,
             tree: &tree,
             programs: &programs,
+            volumes: &volumes,
             events: &events,
             metrics: &metrics,
         })?;
@@ -90,7 +92,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     let launcher = Launcher::new(launch::execute::Parts {
         tree: tree.clone(),
         isolators: Arc::clone(&isolators),
-        volumes: VolumeBounds::new(settings::projects(&config)?),
+        volumes,
         exits: programs.exits.clone(),
         work_dir: config.work_dir.clone(),
         host_parts: HostParts::make(&config.work_dir, &cgroup2_mount().map_err(NodeError::Tree)?)?,

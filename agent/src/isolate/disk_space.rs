@@ -103,25 +103,16 @@ impl DiskSpace {
         self.running().insert(task.id, Running { project, task: task.task.clone(), refused: 0 });
     }
 
-    /// What warnings mean for the tasks that run.
-    fn refused(&self, warnings: &[Warning]) -> Vec<(EventKey, u64, String)> {
-        let mut news: BTreeMap<u32, (u64, bool)> = BTreeMap::new();
-        for warning in warnings.iter().filter(|w| w.device == self.device) {
-            let (count, inodes) = news.entry(warning.project).or_default();
-            (*count, *inodes) = (*count + 1, warning.inodes);
-        }
+    /// What refusals mean for the tasks that run.
+    fn refused(&self, refusals: &Refusals) -> Vec<(EventKey, u64, String)> {
         let mut told = Vec::new();
         for (cgroup_id, running) in self.running().iter_mut() {
-            let Some((count, inodes)) = news.get(&running.project) else { continue };
+            let Some((count, inodes)) = refusals.get(&(self.device, running.project)) else { continue };
             running.refused += count;
             let key = EventKey::of_run(&running.task, *cgroup_id, EventKind::DiskFull);
-            let limits = self.work_dir.record(running.project).unwrap_or_default();
-            let limit = if *inodes {
-                format!("{} files", limits.max_inodes)
-            } else {
-                ByteSize::b(limits.max_bytes).to_string()
-            };
-            told.push((key, running.refused, format!("its sandbox is full at {limit}: ask for more disk")));
+            let record = self.work_dir.record(running.project).unwrap_or_default();
+            let full = full_at(&record, *inodes);
+            told.push((key, running.refused, format!("its sandbox is full at {full}: ask for more disk")));
         }
         told
     }
@@ -214,12 +205,38 @@ impl Isolator for Arc<DiskSpace> {
     }
 }
 
-/// Puts refusals into the log as the kernel tells of them. Ends only when they cannot be read.
-pub async fn follow(disk: Arc<DiskSpace>, mut warnings: QuotaWarnings, events: Arc<EventLog>) {
+/// How often projects were refused something, by device and project, and whether it was files at last.
+type Refusals = BTreeMap<(u64, u32), (u64, bool)>;
+
+fn refusals(warnings: &[Warning]) -> Refusals {
+    let mut refusals = Refusals::new();
+    for warning in warnings {
+        let (count, inodes) = refusals.entry((warning.device, warning.project)).or_default();
+        (*count, *inodes) = (*count + 1, warning.inodes);
+    }
+    refusals
+}
+
+/// The limit that was reached, for people.
+fn full_at(record: &Record, inodes: bool) -> String {
+    if inodes { format!("{} files", record.max_inodes) } else { ByteSize::b(record.max_bytes).to_string() }
+}
+
+/// Puts refusals into the log as the kernel tells of them: of sandboxes, where quotas hold them, and of volumes. Ends only
+/// when they cannot be read.
+pub async fn follow(
+    disk: Option<Arc<DiskSpace>>,
+    volumes: Arc<VolumeBounds>,
+    mut warnings: QuotaWarnings,
+    events: Arc<EventLog>,
+) {
     loop {
         match warnings.next().await {
             Ok(warnings) => {
-                for (key, count, message) in disk.refused(&warnings) {
+                let refusals = refusals(&warnings);
+                let of_sandboxes = disk.as_ref().map(|disk| disk.refused(&refusals));
+                let of_volumes = volumes.refused(&refusals);
+                for (key, count, message) in of_sandboxes.into_iter().flatten().chain(of_volumes) {
                     events.record(key, count, message, unix_time_ms());
                 }
             }
@@ -270,5 +287,17 @@ mod tests {
         assert_eq!(excess("it", Record { max_bytes: 0, max_inodes: 0, ..record }), None);
         assert!(excess("it", Record { max_bytes: 1 << 20, ..record }).unwrap().contains("1.0 MiB"));
         assert!(excess("it", Record { max_inodes: 6, ..record }).unwrap().contains("7 files"));
+    }
+
+    #[test]
+    fn refusals_are_counted_by_device_and_project() {
+        let warning = |device, project, inodes| Warning { device, project, inodes };
+        let told = refusals(&[warning(1, 7, false), warning(2, 7, false), warning(1, 7, true)]);
+        assert_eq!(told, Refusals::from([((1, 7), (2, true)), ((2, 7), (1, false))]));
+        let record = Record { bytes: 0, inodes: 0, max_bytes: 8 << 20, max_inodes: 50 };
+        assert_eq!(
+            (full_at(&record, false).as_str(), full_at(&record, true).as_str()),
+            ("8.0 MiB", "50 files")
+        );
     }
 }

@@ -40,7 +40,7 @@ pub struct Parts {
     /// What holds them.
     pub isolators: Arc<Isolators>,
     /// What holds their volumes.
-    pub volumes: VolumeBounds,
+    pub volumes: Arc<VolumeBounds>,
     /// Where the kernel notes how they end while no agent is there, if it does.
     pub exits: Option<Arc<ExitRecords>>,
     /// Sandboxes are below it.

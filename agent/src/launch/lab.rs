@@ -66,7 +66,7 @@ impl Lab {
         let parts = Parts {
             tree: tree.clone(),
             isolators: Arc::new(Isolators::new(isolators)),
-            volumes: VolumeBounds::new(1..=1),
+            volumes: Arc::new(VolumeBounds::new(1..=1)),
             exits: None,
             work_dir: dir.to_owned(),
             host_parts: HostParts::make(dir, &mount)?,

@@ -15,7 +15,7 @@ use crate::{
         cpu::Cpu,
         devices::Devices,
         disk_io::DiskIo,
-        disk_space::{self, DiskSpace},
+        disk_space::{self, DiskSpace, VolumeBounds},
         memory::{Memory, MemorySetup},
         network::{
             Network,
@@ -42,6 +42,7 @@ pub(super) struct Host<'a> {
     pub(super) machine: NodeCapacity,
     pub(super) tree: &'a Tree,
     pub(super) programs: &'a Programs,
+    pub(super) volumes: &'a Arc<VolumeBounds>,
     pub(super) events: &'a Arc<EventLog>,
     pub(super) metrics: &'a Arc<Metrics>,
 }
@@ -67,6 +68,7 @@ impl Isolation {
     /// A setting that cannot be used, or a part of the kernel that does not answer as it should.
     pub(super) fn set_up(host: &Host<'_>) -> Result<Self, NodeError> {
         let disk = if host.features.has("disk_quota") { Some(open_disk(host)?) } else { None };
+        follow_refusals(host, disk.clone());
         let disk_io = DiskIo::set_up(host.tree, host.config)?;
         let disk_speed = disk_io.measured().cloned().unwrap_or_default();
         let network = Arc::new(network(host)?);
@@ -112,6 +114,7 @@ fn parts(
     if let Some(disk) = disk {
         parts.push(Box::new(Arc::clone(disk)));
     }
+    parts.push(Box::new(Arc::clone(host.volumes)));
     if let Some(outputs) = bound_outputs(host) {
         parts.push(Box::new(outputs));
     }
@@ -171,17 +174,20 @@ fn memory(host: &Host<'_>) -> MemorySetup {
     }
 }
 
-/// A range of project ids on the file system of the work directory. Sandboxes that are full become events.
+/// A range of project ids on the file system of the work directory.
 fn open_disk(host: &Host<'_>) -> Result<Arc<DiskSpace>, NodeError> {
-    let disk = Arc::new(DiskSpace::open(&host.config.work_dir, settings::projects(host.config)?)?);
+    Ok(Arc::new(DiskSpace::open(&host.config.work_dir, settings::projects(host.config)?)?))
+}
+
+/// Sandboxes and volumes that are full become events from now on.
+fn follow_refusals(host: &Host<'_>, disk: Option<Arc<DiskSpace>>) {
     match QuotaWarnings::open() {
         Ok(warnings) => {
-            let following = disk_space::follow(Arc::clone(&disk), warnings, Arc::clone(host.events));
-            drop(tokio::spawn(following));
+            let (volumes, events) = (Arc::clone(host.volumes), Arc::clone(host.events));
+            drop(tokio::spawn(disk_space::follow(disk, volumes, warnings, events)));
         }
-        Err(error) => tracing::warn!(%error, "listen for full sandboxes: they are no events"),
+        Err(error) => tracing::warn!(%error, "listen for full sandboxes and volumes: they are no events"),
     }
-    Ok(disk)
 }
 
 /// Outputs that are cut as they grow, from now on. Without inotify they grow as far as the quota allows.

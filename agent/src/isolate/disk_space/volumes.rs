@@ -7,23 +7,28 @@
 //! before. A launch that fails later puts the bound back.
 //!
 //! A volume within a bounded one, or around one, cannot be bounded: a file belongs to one project only.
+//!
+//! A volume that is full is an event of each task that uses it: the kernel does not say whose write was refused.
 
 use std::{
     collections::BTreeMap,
     ops::RangeInclusive,
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use bulkhead_proto::v1::{self, EventKind};
 use bytesize::ByteSize;
 
 use super::{
-    TaskPlace, excess,
+    IsolateError, Isolator, Refusals, TaskPlace, excess, full_at,
     projects::{ProjectError, Projects},
     walk,
 };
 use crate::{
+    event::EventKey,
+    grant::Grant,
     kernel::quota::{ProjectDir, QuotaError, Record},
     offer::ledger::TaskKey,
 };
@@ -100,10 +105,27 @@ struct User {
     cgroup_id: u64,
     task: TaskKey,
     bound: Bound,
+    /// How often the kernel told of a refusal since it came.
+    refused: u64,
+}
+
+/// A volume while tasks use it.
+#[derive(Debug)]
+struct InUse {
+    dir: ProjectDir,
+    users: Vec<User>,
+}
+
+impl InUse {
+    /// What the file system counts for it; `None` where it has no bound, or the file system no quotas.
+    fn record(&self) -> Option<(u32, Record)> {
+        let project = self.dir.project().ok().filter(|project| *project != 0)?;
+        Some((project, self.dir.record(project).ok()?))
+    }
 }
 
 /// By device and inode.
-type Users = BTreeMap<(u64, u64), Vec<User>>;
+type Volumes = BTreeMap<(u64, u64), InUse>;
 
 /// Whose bound keeps the volume from having this one.
 fn holder(users: &[User], asked: Bound) -> Option<&User> {
@@ -114,7 +136,7 @@ fn holder(users: &[User], asked: Bound) -> Option<&User> {
 #[derive(Debug)]
 pub struct VolumeBounds {
     projects: Projects,
-    users: Mutex<Users>,
+    in_use: Mutex<Volumes>,
     /// Held while directories move from one project to another.
     moving: Mutex<()>,
 }
@@ -122,7 +144,7 @@ pub struct VolumeBounds {
 impl VolumeBounds {
     /// Gives out project ids of this range, on whatever file system a volume is.
     pub fn new(projects: RangeInclusive<u32>) -> Self {
-        Self { projects: Projects::new(projects), users: Mutex::default(), moving: Mutex::default() }
+        Self { projects: Projects::new(projects), in_use: Mutex::default(), moving: Mutex::default() }
     }
 
     /// Notes that a task has the volume, and holds it to the bound. What is there already is counted once, by walking
@@ -143,23 +165,25 @@ impl VolumeBounds {
         let failed = |error: ProjectError| BoundError::Project { path: path.to_owned(), source: error };
         let dir = ProjectDir::of(directory, path).map_err(|e| failed(e.into()))?;
         let id = dir.id().map_err(|e| failed(e.into()))?;
+        let again = ProjectDir::of(directory, path).map_err(|e| failed(e.into()))?;
         {
-            let mut users = self.users();
-            let users = users.entry(id).or_default();
+            let mut volumes = self.in_use();
+            let users =
+                &mut volumes.entry(id).or_insert_with(|| InUse { dir: again, users: Vec::new() }).users;
             if let Some(other) = holder(users, asked) {
                 return Err(refuse(path, taken(other)));
             }
-            users.push(User { cgroup_id: task.id, task: task.task.clone(), bound: asked });
+            users.push(User { cgroup_id: task.id, task: task.task.clone(), bound: asked, refused: 0 });
         }
         if asked.is_none() { Ok(None) } else { self.hold(dir, asked) }
     }
 
     /// The task has ended, or was not launched. The bounds of its volumes stay.
     pub fn leave(&self, task: &TaskPlace) {
-        let mut volumes = self.users();
-        volumes.retain(|_, users| {
-            users.retain(|user| user.cgroup_id != task.id);
-            !users.is_empty()
+        let mut volumes = self.in_use();
+        volumes.retain(|_, volume| {
+            volume.users.retain(|user| user.cgroup_id != task.id);
+            !volume.users.is_empty()
         });
     }
 
@@ -171,8 +195,8 @@ impl VolumeBounds {
         let _moving = self.moving();
         let relied_on = {
             let id = change.dir.id()?;
-            let users = self.users();
-            let users = users.get(&id).into_iter().flatten();
+            let volumes = self.in_use();
+            let users = volumes.get(&id).into_iter().flat_map(|volume| &volume.users);
             users.into_iter().any(|user| user.cgroup_id != task.id && !user.bound.is_none())
         };
         if relied_on { Ok(()) } else { change.undo() }
@@ -251,13 +275,70 @@ impl VolumeBounds {
         }
     }
 
-    fn users(&self) -> MutexGuard<'_, Users> {
+    /// What refusals mean for the tasks that use volumes.
+    pub(super) fn refused(&self, refusals: &Refusals) -> Vec<(EventKey, u64, String)> {
+        let mut told = Vec::new();
+        for ((device, _), volume) in self.in_use().iter_mut() {
+            if !refusals.keys().any(|(on, _)| on == device) {
+                continue;
+            }
+            let Some((project, record)) = volume.record() else { continue };
+            let Some((count, inodes)) = refusals.get(&(*device, project)) else { continue };
+            let path = volume.dir.path().display();
+            let full = full_at(&record, *inodes);
+            for user in &mut volume.users {
+                user.refused += count;
+                let key = EventKey {
+                    object: path.to_string(),
+                    ..EventKey::of_run(&user.task, user.cgroup_id, EventKind::DiskFull)
+                };
+                let message =
+                    format!("its volume {path} is full at {full}: remove files, or raise the bound");
+                told.push((key, user.refused, message));
+            }
+        }
+        told
+    }
+
+    fn in_use(&self) -> MutexGuard<'_, Volumes> {
         // Every change is one insertion or removal.
-        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+        self.in_use.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn moving(&self) -> MutexGuard<'_, ()> {
         self.moving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Only measures: bounds are of volumes and not of grants, and a launch sets them with [`VolumeBounds::enter`].
+impl Isolator for Arc<VolumeBounds> {
+    fn part(&self) -> &'static str {
+        "volumes"
+    }
+
+    fn features(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    fn prepare(&self, _task: &TaskPlace, _grant: &Grant) -> Result<(), IsolateError> {
+        Ok(())
+    }
+
+    fn update(&self, _task: &TaskPlace, _before: &Grant, _after: &Grant) -> Result<(), IsolateError> {
+        Ok(())
+    }
+
+    fn measure(&self, task: &TaskPlace, usage: &mut v1::TaskUsage) {
+        let volumes = self.in_use();
+        let own = volumes.values().filter(|volume| volume.users.iter().any(|user| user.cgroup_id == task.id));
+        for (_, record) in own.filter_map(InUse::record) {
+            usage.volume_bytes = usage.volume_bytes.saturating_add(record.bytes);
+            usage.volume_inodes = usage.volume_inodes.saturating_add(record.inodes);
+        }
+    }
+
+    fn cleanup(&self, _task: &TaskPlace) -> Result<(), IsolateError> {
+        Ok(())
     }
 }
 
@@ -296,7 +377,7 @@ mod tests {
     }
 
     fn user(cgroup_id: u64, bound: Bound) -> User {
-        User { cgroup_id, task: ("f".into(), format!("t{cgroup_id}")), bound }
+        User { cgroup_id, task: ("f".into(), format!("t{cgroup_id}")), bound, refused: 0 }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use bulkhead_testkit::{
     trials,
 };
 use libtest_mimic::Trial;
+use serde_json::Value;
 
 use crate::on_disk::{FILL, Kind, OnDisk, filled};
 
@@ -110,12 +111,26 @@ async fn bounds(kind: Kind) -> Result<()> {
     assert_eq!(refusal, kind.refusal());
     assert!((15 << 20..=16 << 20).contains(&total), "{total} bytes were written");
 
+    until("the event of a full volume", || async {
+        let asked = volumes.cluster().run_cli(&["events", "--json", "first"]).await;
+        let events = asked.and_then(|said| said.json_lines()).map_err(|e| Verdict::Never(e.to_string()))?;
+        let words = [shared.display().to_string(), "20.0 MiB".to_owned()];
+        let told = |event: &Value| {
+            let message = event["message"].to_string();
+            event["kind"] == "disk_full" && words.iter().all(|word| message.contains(word))
+        };
+        if events.iter().any(told) { Ok(()) } else { Err(Verdict::NotYet(format!("{events:?}"))) }
+    })
+    .await?;
+
     // Others are held to the same, whether they name it or not.
     for (id, mib) in [("same", 20), ("silent", 0)] {
         let end = volumes.run(bounded(filler(id, false), &shared, mib, 0)).await?;
         assert_eq!(end.state(), TaskState::Finished, "{end:?}");
         let (refusal, total) = filled(volumes.cluster(), &volumes.framework, id).await?;
         assert!(refusal == kind.refusal() && total < 256 << 10, "{id}: {refusal} after {total} bytes");
+        let usage = end.usage.context("a usage")?;
+        assert!((19 << 20..=20 << 20).contains(&usage.volume_bytes) && usage.volume_inodes >= 5, "{usage:?}");
     }
     // While one relies on it, nobody changes it, before and after a restart of the agent.
     for round in 0..2 {
