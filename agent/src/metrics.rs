@@ -1,10 +1,6 @@
 //! What Prometheus is told. Every name of a metric is here and nowhere else.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use bulkhead_proto::{
     resources::SCALARS,
@@ -19,11 +15,11 @@ use prometheus::{
 
 mod caches;
 mod connections;
+mod traffic;
 
 pub use caches::ReadCache;
 pub use connections::ReadConnections;
-
-use crate::{kernel::bpf::NetCounters, offer::ledger::TaskKey};
+pub use traffic::ReadTraffic;
 
 /// From a tenth of a millisecond to two seconds: a launch takes about one.
 const LAUNCH_BUCKETS_SECONDS: [f64; 12] =
@@ -233,25 +229,6 @@ impl Metrics {
         self.registry.register(Box::new(ForeignCpu { counter, read: Box::new(read) }))
     }
 
-    /// Traffic of tasks, read by `read` at each scrape.
-    ///
-    /// # Errors
-    /// When it was told before.
-    pub fn traffic(
-        &self,
-        read: impl Fn() -> Vec<(TaskKey, NetCounters)> + Send + Sync + 'static,
-    ) -> Result<(), prometheus::Error> {
-        let counter =
-            |(name, help)| IntCounterVec::new(Opts::new(name, help), &["framework", "task", "direction"]);
-        let [bytes, packets, dropped, marked] = TRAFFIC.map(counter);
-        let counters = Mutex::new([bytes?, packets?, dropped?, marked?]);
-        self.registry.register(Box::new(TaskTraffic {
-            counters,
-            descs: traffic_descs()?,
-            read: Box::new(read),
-        }))
-    }
-
     /// What the probe found.
     pub fn feature(&self, name: &str, available: bool) {
         self.features.with_label_values(&[name]).set(i64::from(available));
@@ -302,49 +279,6 @@ fn precise(number: u64) -> f64 {
     number as f64
 }
 
-/// What is told of each task's traffic.
-const TRAFFIC: [(&str, &str); 4] = [
-    ("bulkhead_agent_task_net_bytes_total", "Bytes of Ethernet frames that a task sent or received."),
-    ("bulkhead_agent_task_net_packets_total", "Packets on the wire."),
-    ("bulkhead_agent_task_net_dropped_packets_total", "Packets that were dropped for the task's rates."),
-    ("bulkhead_agent_task_net_marked_packets_total", "Packets whose sender was told of congestion."),
-];
-
-/// Reads the kernel's counts of all tasks when it is asked; tasks that are over are no longer told.
-struct TaskTraffic {
-    counters: Mutex<[IntCounterVec; 4]>,
-    descs: Vec<Desc>,
-    read: Box<dyn Fn() -> Vec<(TaskKey, NetCounters)> + Send + Sync>,
-}
-
-fn traffic_descs() -> Result<Vec<Desc>, prometheus::Error> {
-    let labels = ["framework", "task", "direction"].map(str::to_owned);
-    let desc = |(name, help): &(&str, &str)| {
-        Desc::new((*name).to_owned(), (*help).to_owned(), labels.to_vec(), HashMap::new())
-    };
-    TRAFFIC.iter().map(desc).collect()
-}
-
-impl Collector for TaskTraffic {
-    fn desc(&self) -> Vec<&Desc> {
-        self.descs.iter().collect()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        counters.iter().for_each(IntCounterVec::reset);
-        for ((framework, task), NetCounters { sent, received }) in (self.read)() {
-            for (direction, count) in [("sent", sent), ("received", received)] {
-                let values = [count.bytes(), count.packets(), count.dropped, count.marked];
-                for (counter, value) in counters.iter().zip(values) {
-                    counter.with_label_values(&[framework.as_str(), task.as_str(), direction]).inc_by(value);
-                }
-            }
-        }
-        counters.iter().flat_map(Collector::collect).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -356,13 +290,7 @@ mod tests {
         let (kind, protocol) = (EventKind::PortDenied.into(), Protocol::Tcp.into());
         metrics.event(&Event { kind, protocol, ip_version: 6, ..Default::default() }, 3);
         metrics.foreign_cpu(|| Some((Duration::from_millis(250), Duration::ZERO))).unwrap();
-        let mut counters = NetCounters::default();
-        counters.sent.link_bytes = 7;
-        let task = ("f".to_owned(), "t".to_owned());
-        metrics.traffic(move || vec![(task.clone(), counters)]).unwrap();
         let text = String::from_utf8(metrics.render().unwrap()).unwrap();
-        let sent = "bulkhead_agent_task_net_bytes_total{direction=\"sent\",framework=\"f\",task=\"t\"} 7";
-        assert!(text.contains(sent), "{text}");
         assert!(text.contains("foreign_cpu_seconds_total{by=\"kernel_threads\"} 0.25"), "{text}");
         assert!(
             text.contains("bulkhead_agent_tasks_ended_total{reason=\"out_of_memory\",state=\"failed\"} 1"),

@@ -85,7 +85,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     let _link = network.closed_on_drop();
     metrics.traffic({
         let network = Arc::clone(&network);
-        move || network.traffic().unwrap_or_default()
+        Box::new(move || network.traffic().unwrap_or_default())
     })?;
     metrics.connections(Box::new(move || connections.all().unwrap_or_default()))?;
     let (journal, replayed) = open_journal(&config)?;

@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use super::{IsolateError, Isolator, TaskPlace, counted::Names};
 use crate::{
     grant::{Bandwidth, Grant},
-    kernel::bpf::{BpfError, NetCounters, NetRules, Rates},
+    kernel::bpf::{BpfError, NetCounters, NetRuleDrops, NetRules, Rates},
     measure::NetSampler,
     offer::ledger::TaskKey,
 };
@@ -40,6 +40,15 @@ struct Held {
     tasks: Names,
 }
 
+/// What a task sent and received, and what it did not because of its rules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// What passed, and what was dropped for its rates.
+    pub counters: NetCounters,
+    /// Packets that were dropped because of its rules on whom it talks to.
+    pub rule_drops: NetRuleDrops,
+}
+
 impl Network {
     /// Holds tasks to their bandwidth by `rules`, if this kernel has them.
     pub fn new(held: Option<(Arc<NetRules>, Arc<Uplink>)>, unenforced: bool) -> Self {
@@ -47,12 +56,16 @@ impl Network {
         Self { held, unenforced }
     }
 
-    /// What all tasks sent and received so far, by one system call whatever their number.
+    /// What all tasks sent and received so far, by two system calls whatever their number.
     ///
     /// # Errors
     /// The kernel's answer.
-    pub fn traffic(&self) -> Result<Vec<(TaskKey, NetCounters)>, BpfError> {
-        self.held.as_ref().map_or(Ok(Vec::new()), |held| Ok(held.tasks.name(held.rules.all()?)))
+    pub fn traffic(&self) -> Result<Vec<(TaskKey, Traffic)>, BpfError> {
+        let Some(held) = &self.held else { return Ok(Vec::new()) };
+        let mut drops = held.rules.all_rule_drops()?;
+        let with_drops =
+            |(id, counters)| (id, Traffic { counters, rule_drops: drops.remove(&id).unwrap_or_default() });
+        Ok(held.tasks.name(held.rules.all()?.into_iter().map(with_drops).collect()))
     }
 
     /// The speed of the link; 0 where bandwidth is not held.
@@ -143,6 +156,10 @@ impl Isolator for Arc<Network> {
         usage.net_received_packets = received.packets();
         usage.net_received_dropped = received.dropped;
         usage.net_received_marked = received.marked;
+        if let Ok(Some(drops)) = held.rules.rule_drops(task.id) {
+            usage.net_sent_dropped_by_rules = drops.sent;
+            usage.net_received_dropped_by_rules = drops.received;
+        }
     }
 
     fn cleanup(&self, task: &TaskPlace) -> Result<(), IsolateError> {

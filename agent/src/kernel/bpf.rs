@@ -54,5 +54,5 @@ pub use talk::{PrefixVerdicts, TalkRules, Verdicts};
 
 pub use bulkhead_abi::{
     ConnectionCounters, Denial, DenialEvent, DenialKey, DeviceKey, ForeignTime, NetCount, NetCounters,
-    TalkCounters, TalkKey,
+    NetRuleDrops, TalkCounters, TalkKey,
 };

@@ -69,7 +69,10 @@ impl Talk {
     }
 
     pub(crate) fn dropped(&self) -> u64 {
-        self.rules.counted(self.task.id).unwrap().map_or(0, |counted| counted.dropped)
+        let dropped = self.rules.counted(self.task.id).unwrap().map_or(0, |counted| counted.dropped);
+        let drops = self.packets.rule_drops(self.task.id).unwrap().unwrap_or_default();
+        assert_eq!(drops.sent + drops.received, dropped, "counted in two places");
+        dropped
     }
 
     fn refused(&self) -> u64 {

@@ -28,7 +28,7 @@ pub use exits::{ExitRecord, MAX_EXITS};
 pub use foreign::{ForeignTime, MAX_OWNERS};
 pub use net::{
     BORROW_HORIZON_NS, FRAME_BYTES, MARK_AFTER_NS, MAX_NET_TASKS, NET_INTERFACES, NS_PER_BYTE_SHIFT,
-    NetClocks, NetCount, NetCounters, NetInterface, NetLink, NetRate, NetTask, PACED_CREDIT_NS,
+    NetClocks, NetCount, NetCounters, NetInterface, NetLink, NetRate, NetRuleDrops, NetTask, PACED_CREDIT_NS,
     POLICED_CREDIT_NS, net_interface, net_task,
 };
 pub use ooms::{MAX_OOMS, OomRecord};
@@ -138,8 +138,11 @@ pub mod names {
     pub const NET_CLOCKS: &str = "NET_CLOCKS";
     /// Slot -> [`NetCounters`](crate::NetCounters) of each CPU. Programs write.
     pub const NET_COUNTERS: &str = "NET_COUNTERS";
+    /// Slot -> [`NetRuleDrops`](crate::NetRuleDrops) of each CPU. Programs write.
+    pub const NET_RULE_DROPS: &str = "NET_RULE_DROPS";
     /// The maps of `enforce` that are about traffic; pinned by themselves.
-    pub const NET_MAPS: [&str; 5] = [NET_TASKS, NET_DEVICES, NET_LINK, NET_CLOCKS, NET_COUNTERS];
+    pub const NET_MAPS: [&str; 6] =
+        [NET_TASKS, NET_DEVICES, NET_LINK, NET_CLOCKS, NET_COUNTERS, NET_RULE_DROPS];
     /// The programs of `enforce` that are about traffic, and their pinned links.
     pub const NET_PROGRAMS: [&str; 2] = ["net_egress", "net_ingress"];
     /// Cgroup id of a task -> [`TalkTask`](crate::TalkTask). The agent writes.

@@ -143,6 +143,33 @@ pub struct NetCounters {
     pub received: NetCount,
 }
 
+/// Packets of a task that were dropped because of its rules on whom it talks to, for each CPU. Programs write. They are in
+/// nothing else that is counted here.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetRuleDrops {
+    /// On their way out.
+    pub sent: u64,
+    /// On their way in.
+    pub received: u64,
+}
+
+impl NetRuleDrops {
+    /// Both together.
+    #[must_use]
+    pub const fn plus(&self, other: &Self) -> Self {
+        Self { sent: self.sent + other.sent, received: self.received + other.received }
+    }
+}
+
+impl NetCounters {
+    /// Both together.
+    #[must_use]
+    pub const fn plus(&self, other: &Self) -> Self {
+        Self { sent: self.sent.plus(&other.sent), received: self.received.plus(&other.received) }
+    }
+}
+
 impl NetCount {
     /// Both together.
     #[must_use]
@@ -179,6 +206,7 @@ const _: () = {
     assert!(core::mem::offset_of!(NetClocks, ingress_ns) == 64);
     assert!(size_of::<NetCount>() == 6 * 8);
     assert!(size_of::<NetCounters>() == 2 * size_of::<NetCount>());
+    assert!(size_of::<NetRuleDrops>() == 2 * 8);
     assert!(NET_INTERFACES.is_power_of_two());
 };
 
@@ -186,7 +214,7 @@ const _: () = {
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya's marker for types that may be copied to and from the kernel as bytes")]
 mod pod {
-    use super::{NetClocks, NetCounters, NetInterface, NetLink, NetTask};
+    use super::{NetClocks, NetCounters, NetInterface, NetLink, NetRuleDrops, NetTask};
 
     macro_rules! pod {
         ($($t:ty),+) => {$(
@@ -194,5 +222,5 @@ mod pod {
             unsafe impl aya::Pod for $t {}
         )+};
     }
-    pod!(NetClocks, NetCounters, NetInterface, NetLink, NetTask);
+    pod!(NetClocks, NetCounters, NetInterface, NetLink, NetRuleDrops, NetTask);
 }

@@ -8,15 +8,17 @@ mod clock;
 mod rate;
 mod wire;
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
     bindings::__sk_buff,
     helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_skb_ecn_set_ce},
 };
-use bulkhead_abi::{NetCount, NetInterface, NetTask, net_interface, net_task};
+use bulkhead_abi::{NetCount, NetInterface, NetRuleDrops, NetTask, net_interface, net_task};
 
 use crate::{
     atomic,
-    maps::{NET_CLOCKS, NET_COUNTERS, NET_DEVICES, NET_TASKS},
+    maps::{NET_CLOCKS, NET_COUNTERS, NET_DEVICES, NET_RULE_DROPS, NET_TASKS},
     talk, task,
 };
 use rate::Answer;
@@ -42,6 +44,7 @@ struct Packet {
 pub fn egress(skb: *mut __sk_buff) -> i32 {
     let Some((cgroup_id, task)) = task(skb) else { return PASS };
     if !talk::leaves(skb, talk::Owner { cgroup_id, flags: task.flags }) {
+        count_against_rules(task, offset_of!(NetRuleDrops, sent));
         return DROP;
     }
     let packet = packet(skb, task);
@@ -61,6 +64,7 @@ pub fn egress(skb: *mut __sk_buff) -> i32 {
 pub fn ingress(skb: *mut __sk_buff) -> i32 {
     let Some((cgroup_id, task)) = task(skb) else { return PASS };
     if !talk::enters(skb, talk::Owner { cgroup_id, flags: task.flags }) {
+        count_against_rules(task, offset_of!(NetRuleDrops, received));
         return DROP;
     }
     let packet = packet(skb, task);
@@ -154,6 +158,14 @@ fn count_received(slot: u32, packet: &Packet, answer: Answer) {
     };
     // SAFETY: a field of a map value, aligned.
     unsafe { count(&raw mut (*counters).received, packet, answer, add) }
+}
+
+/// Counts a packet that the task's rules drop, in the field at this offset.
+#[inline(always)]
+fn count_against_rules(task: &NetTask, offset: usize) {
+    let Some(drops) = NET_RULE_DROPS.get_ptr_mut(task.slot) else { return };
+    // SAFETY: a field of a map value, aligned. Atomic as in `count_sent`.
+    unsafe { atomic::add(drops.byte_add(offset).cast(), 1) };
 }
 
 /// # Safety

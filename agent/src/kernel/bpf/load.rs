@@ -208,10 +208,10 @@ struct InPlace<'a> {
 impl InPlace<'_> {
     fn load(&self, spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
         let cgroup = File::open(&spec.cgroup).map_err(BpfError::io("open", &spec.cgroup))?;
-        let all = || self.maps.iter().chain(self.hooks.iter().map(|(name, _)| name));
-        let older = older.iter().find(|from| all().all(|name| from.join(name).exists()));
+        let older = older.iter().find(|from| self.hooks.iter().all(|(name, _)| from.join(name).exists()));
         if let Some(from) = older {
-            for name in self.maps {
+            // A map that the older build did not have begins empty.
+            for name in self.maps.iter().filter(|name| from.join(name).exists()) {
                 pin_again(&from.join(name), &dir.join(name))
                     .map_err(BpfError::io("pin again", from.join(name)))?;
             }

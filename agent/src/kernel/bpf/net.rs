@@ -2,28 +2,25 @@
 
 use std::{
     collections::BTreeMap,
-    os::fd::AsFd as _,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use aya::{
-    Pod,
-    maps::{Array, Map, MapData, MapError, PerCpuArray, PerCpuValues},
-};
-use bulkhead_abi::{
-    MAX_NET_TASKS, NET_INTERFACES, NS_PER_BYTE_SHIFT, NetClocks, NetCounters, NetInterface, NetLink, NetRate,
-    NetTask, names, net_task, talk_flag,
-};
-use libbpf_rs::MapHandle;
-
 use super::{
     BpfError,
-    per_cpu::{Batch, cpus, open_for_batches},
+    per_cpu::CpuSlots,
     table::{Table, open_map},
     talk::Verdicts,
 };
 use crate::grant::{MAX_BITS_PER_SEC, MIN_BITS_PER_SEC};
+use aya::{
+    Pod,
+    maps::{Array, Map, MapData, MapError},
+};
+use bulkhead_abi::{
+    MAX_NET_TASKS, NET_INTERFACES, NS_PER_BYTE_SHIFT, NetClocks, NetCounters, NetInterface, NetLink, NetRate,
+    NetRuleDrops, NetTask, names, net_task, talk_flag,
+};
 
 /// Packets wait for up to a second; at low rates, for as long as two of the largest take.
 const LEAST_HORIZON_NS: u64 = 1_000_000_000;
@@ -51,9 +48,8 @@ pub struct NetRules {
     devices: Slots<NetInterface>,
     link: Slots<NetLink>,
     clocks: Slots<NetClocks>,
-    counters: Mutex<PerCpuArray<MapData, NetCounters>>,
-    /// The same map, to be read at once.
-    all_counters: MapHandle,
+    counters: CpuSlots<NetCounters>,
+    rule_drops: CpuSlots<NetRuleDrops>,
     /// Who has which slot. Locked while a task's entry changes.
     owners: Mutex<Owners>,
 }
@@ -70,9 +66,6 @@ impl NetRules {
     /// # Errors
     /// A map that is not pinned there, or not readable.
     pub fn open(dir: &Path) -> Result<Self, BpfError> {
-        let name = names::NET_COUNTERS;
-        let counters = PerCpuArray::try_from(open_map(dir, name)?).map_err(failed("open", name))?;
-        let all_counters = open_for_batches(dir, name)?;
         let tasks: Table<u64, NetTask> = Table::open(dir, names::NET_TASKS)?;
         let by_slot = tasks.select(|_| true)?.into_iter().map(|(id, task)| (task.slot, id)).collect();
         Ok(Self {
@@ -80,8 +73,8 @@ impl NetRules {
             devices: Slots::open(dir, names::NET_DEVICES)?,
             link: Slots::open(dir, names::NET_LINK)?,
             clocks: Slots::open(dir, names::NET_CLOCKS)?,
-            counters: Mutex::new(counters),
-            all_counters,
+            counters: CpuSlots::open(dir, names::NET_COUNTERS)?,
+            rule_drops: CpuSlots::open(dir, names::NET_RULE_DROPS)?,
             owners: Mutex::new(Owners { by_slot, past: NetCounters::default() }),
         })
     }
@@ -100,7 +93,8 @@ impl NetRules {
         let slot = owners.free().ok_or(BpfError::Full { name: names::NET_TASKS })?;
         // Of the task that had it before.
         self.clocks.set(slot, NetClocks::default())?;
-        self.clear_counters(slot)?;
+        self.counters.clear(slot)?;
+        self.rule_drops.clear(slot)?;
         self.tasks.set(cgroup_id, entry(rates, slot, 0))?;
         owners.by_slot.insert(slot, cgroup_id);
         Ok(())
@@ -152,10 +146,10 @@ impl NetRules {
     pub fn forget(&self, cgroup_id: u64) -> Result<(), BpfError> {
         let mut owners = self.owners();
         let Some(task) = self.tasks.get(&cgroup_id)? else { return Ok(()) };
-        let last = self.slot_counters(task.slot)?;
+        let last = sum(&self.counters.get(task.slot)?);
         self.tasks.delete(&cgroup_id)?;
         owners.by_slot.remove(&task.slot);
-        owners.past = plus(&owners.past, &last);
+        owners.past = owners.past.plus(&last);
         Ok(())
     }
 
@@ -164,22 +158,35 @@ impl NetRules {
     /// # Errors
     /// The kernel's answer.
     pub fn counters(&self, cgroup_id: u64) -> Result<Option<NetCounters>, BpfError> {
-        self.tasks.get(&cgroup_id)?.map(|task| self.slot_counters(task.slot)).transpose()
+        let Some(task) = self.tasks.get(&cgroup_id)? else { return Ok(None) };
+        Ok(Some(sum(&self.counters.get(task.slot)?)))
     }
 
-    /// The same for all tasks, by one system call whatever their number.
+    /// What was dropped because of the task's rules on whom it talks to; `None` for one that is not known.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn rule_drops(&self, cgroup_id: u64) -> Result<Option<NetRuleDrops>, BpfError> {
+        let Some(task) = self.tasks.get(&cgroup_id)? else { return Ok(None) };
+        Ok(Some(sum_drops(&self.rule_drops.get(task.slot)?)))
+    }
+
+    /// [`NetRules::counters`] of all tasks, by one system call whatever their number.
     ///
     /// # Errors
     /// The kernel's answer.
     pub fn all(&self) -> Result<BTreeMap<u64, NetCounters>, BpfError> {
-        self.read(&self.owners())
+        let owners = self.owners();
+        Ok(owners.name(&self.counters.first(owners.end(), sum)?))
     }
 
-    fn read(&self, owners: &Owners) -> Result<BTreeMap<u64, NetCounters>, BpfError> {
-        let slots = owners.by_slot.last_key_value().map_or(0, |(last, _)| last + 1);
-        let counters = self.read_slots(slots)?;
-        let of = |slot: u32| usize::try_from(slot).ok().and_then(|slot| counters.get(slot).copied());
-        Ok(owners.by_slot.iter().filter_map(|(slot, id)| Some((*id, of(*slot)?))).collect())
+    /// [`NetRules::rule_drops`] of all tasks, by one system call whatever their number.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn all_rule_drops(&self) -> Result<BTreeMap<u64, NetRuleDrops>, BpfError> {
+        let owners = self.owners();
+        Ok(owners.name(&self.rule_drops.first(owners.end(), sum_drops)?))
     }
 
     /// Of all tasks since this handle was opened, and what those counted before that still run.
@@ -188,7 +195,8 @@ impl NetRules {
     /// The kernel's answer.
     pub fn total(&self) -> Result<NetCounters, BpfError> {
         let owners = self.owners();
-        Ok(self.read(&owners)?.values().fold(owners.past, |sum, counters| plus(&sum, counters)))
+        let all = owners.name(&self.counters.first(owners.end(), sum)?);
+        Ok(all.values().fold(owners.past, |sum, counters| sum.plus(counters)))
     }
 
     /// Makes exactly these the interfaces that something is known of. Two whose indexes meet in one place cannot both
@@ -217,33 +225,6 @@ impl NetRules {
         if self.link.get(0)? == wanted { Ok(()) } else { self.link.set(0, wanted) }
     }
 
-    fn slot_counters(&self, slot: u32) -> Result<NetCounters, BpfError> {
-        let map = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        let values = map.get(&slot, 0).map_err(failed("read", names::NET_COUNTERS))?;
-        Ok(sum(&values))
-    }
-
-    fn clear_counters(&self, slot: u32) -> Result<(), BpfError> {
-        let name = names::NET_COUNTERS;
-        let zero = PerCpuValues::try_from(vec![NetCounters::default(); cpus()?]);
-        let zero = zero.map_err(BpfError::io("make values for", name))?;
-        let mut map = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        map.set(slot, zero, 0).map_err(failed("write", name))
-    }
-
-    /// The counters of the first slots, summed over CPUs.
-    fn read_slots(&self, slots: u32) -> Result<Vec<NetCounters>, BpfError> {
-        let places = usize::try_from(slots).unwrap_or_default();
-        if places == 0 {
-            return Ok(Vec::new());
-        }
-        let mut batch: Batch<u32, NetCounters> = Batch::with_room(places)?;
-        batch
-            .fill(self.all_counters.as_fd(), None)
-            .map_err(BpfError::io("read all of", names::NET_COUNTERS))?;
-        Ok(batch.entries().map(|(_, of_cpus)| sum(of_cpus)).collect())
-    }
-
     fn owners(&self) -> MutexGuard<'_, Owners> {
         // A slot is entered last, so a panic in between leaves it free.
         self.owners.lock().unwrap_or_else(PoisonError::into_inner)
@@ -254,6 +235,17 @@ impl Owners {
     /// The lowest, so that few are read; 0 is the link's.
     fn free(&self) -> Option<u32> {
         (1..MAX_NET_TASKS).find(|slot| !self.by_slot.contains_key(slot))
+    }
+
+    /// After the last slot that somebody has.
+    fn end(&self) -> u32 {
+        self.by_slot.last_key_value().map_or(0, |(last, _)| last + 1)
+    }
+
+    /// What is in the first slots, by whose it is.
+    fn name<T: Copy>(&self, slots: &[T]) -> BTreeMap<u64, T> {
+        let of = |slot: u32| usize::try_from(slot).ok().and_then(|slot| slots.get(slot).copied());
+        self.by_slot.iter().filter_map(|(slot, id)| Some((*id, of(*slot)?))).collect()
     }
 }
 
@@ -304,11 +296,11 @@ fn rate(bits_per_sec: Option<u64>) -> NetRate {
 }
 
 fn sum(of_cpus: &[NetCounters]) -> NetCounters {
-    of_cpus.iter().fold(NetCounters::default(), |sum, one| plus(&sum, one))
+    of_cpus.iter().fold(NetCounters::default(), |sum, one| sum.plus(one))
 }
 
-fn plus(a: &NetCounters, b: &NetCounters) -> NetCounters {
-    NetCounters { sent: a.sent.plus(&b.sent), received: a.received.plus(&b.received) }
+fn sum_drops(of_cpus: &[NetRuleDrops]) -> NetRuleDrops {
+    of_cpus.iter().fold(NetRuleDrops::default(), |sum, one| sum.plus(one))
 }
 
 #[cfg(test)]

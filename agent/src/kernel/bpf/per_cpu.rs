@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     Pod,
-    maps::{MapData, MapError, PerCpuHashMap, PerCpuValues},
+    maps::{MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues},
     util::nr_cpus,
 };
 use libbpf_rs::{MapHandle, libbpf_sys};
@@ -24,19 +24,19 @@ const ONLY_NEW: u64 = 1;
 const BATCH_ENTRIES: usize = 256;
 
 /// How many values an entry has: one for each CPU that may ever be there.
-pub(super) fn cpus() -> Result<usize, BpfError> {
+fn cpus() -> Result<usize, BpfError> {
     nr_cpus().map_err(|(_, source)| BpfError::io("read", "/sys/devices/system/cpu/possible")(source))
 }
 
 /// Opens a map that is to be read with [`Batch`].
-pub(super) fn open_for_batches(dir: &Path, name: &str) -> Result<MapHandle, BpfError> {
+fn open_for_batches(dir: &Path, name: &str) -> Result<MapHandle, BpfError> {
     let path = dir.join(name);
     MapHandle::from_pinned_path(&path)
         .map_err(|source| BpfError::Observe { op: format!("open {}", path.display()), source })
 }
 
 /// Room for entries of a map with a value for each CPU, which one system call fills. Values are whole 8 bytes.
-pub(super) struct Batch<K, V> {
+struct Batch<K, V> {
     keys: Vec<K>,
     values: Vec<V>,
     cpus: usize,
@@ -44,7 +44,7 @@ pub(super) struct Batch<K, V> {
 }
 
 impl<K: Pod + Default, V: Pod + Default> Batch<K, V> {
-    pub(super) fn with_room(entries: usize) -> Result<Self, BpfError> {
+    fn with_room(entries: usize) -> Result<Self, BpfError> {
         const { assert!(size_of::<V>().is_multiple_of(8)) };
         let cpus = cpus()?;
         let (keys, values) = (vec![K::default(); entries], vec![V::default(); entries * cpus]);
@@ -52,7 +52,7 @@ impl<K: Pod + Default, V: Pod + Default> Batch<K, V> {
     }
 
     /// Reads the entries at `from`, or the first ones; the answer is where the next are, `None` after the last.
-    pub(super) fn fill(&mut self, map: BorrowedFd<'_>, from: Option<u32>) -> io::Result<Option<u32>> {
+    fn fill(&mut self, map: BorrowedFd<'_>, from: Option<u32>) -> io::Result<Option<u32>> {
         let mut count = u32::try_from(self.keys.len()).unwrap_or(u32::MAX);
         let (mut from, mut next) = (from, 0u32);
         let from = from.as_mut().map_or(std::ptr::null_mut(), |from| std::ptr::from_mut(from).cast());
@@ -79,8 +79,50 @@ impl<K: Pod + Default, V: Pod + Default> Batch<K, V> {
     }
 
     /// What was read, with the values of all CPUs.
-    pub(super) fn entries(&self) -> impl Iterator<Item = (K, &[V])> {
+    fn entries(&self) -> impl Iterator<Item = (K, &[V])> {
         self.keys.iter().copied().zip(self.values.chunks_exact(self.cpus)).take(self.filled)
+    }
+}
+
+/// A pinned array of counts for each CPU, which programs write.
+pub(super) struct CpuSlots<V: Pod> {
+    name: &'static str,
+    map: Mutex<PerCpuArray<MapData, V>>,
+    /// The same map.
+    batches: MapHandle,
+}
+
+impl<V: Pod + Default> CpuSlots<V> {
+    /// Opens the map pinned as `name` in `dir`.
+    pub(super) fn open(dir: &Path, name: &'static str) -> Result<Self, BpfError> {
+        let map = PerCpuArray::try_from(open_map(dir, name)?);
+        let map = map.map_err(|source| BpfError::Map { op: "open", name, source })?;
+        Ok(Self { name, map: Mutex::new(map), batches: open_for_batches(dir, name)? })
+    }
+
+    /// The values of all CPUs.
+    pub(super) fn get(&self, slot: u32) -> Result<PerCpuValues<V>, BpfError> {
+        let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        map.get(&slot, 0).map_err(|source| BpfError::Map { op: "read", name: self.name, source })
+    }
+
+    /// Makes them zero.
+    pub(super) fn clear(&self, slot: u32) -> Result<(), BpfError> {
+        let zero = PerCpuValues::try_from(vec![V::default(); cpus()?]);
+        let zero = zero.map_err(BpfError::io("make values for", self.name))?;
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        map.set(slot, zero, 0).map_err(|source| BpfError::Map { op: "write", name: self.name, source })
+    }
+
+    /// Each of the first slots, with the values of all CPUs made one by `sum`. One system call.
+    pub(super) fn first(&self, slots: u32, sum: impl Fn(&[V]) -> V) -> Result<Vec<V>, BpfError> {
+        let places = usize::try_from(slots).unwrap_or_default();
+        if places == 0 {
+            return Ok(Vec::new());
+        }
+        let mut batch: Batch<u32, V> = Batch::with_room(places)?;
+        batch.fill(self.batches.as_fd(), None).map_err(BpfError::io("read all of", self.name))?;
+        Ok(batch.entries().map(|(_, of_cpus)| sum(of_cpus)).collect())
     }
 }
 

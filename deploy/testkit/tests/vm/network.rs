@@ -1,6 +1,13 @@
 //! Bandwidth of a link: offered, kept for whom it was granted, and left as it was found.
 
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::TcpListener,
+    process::Command,
+    sync::mpsc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use bulkhead_proto::v1::{Grant, NetOptions, TaskReason, TaskState};
@@ -21,6 +28,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         a_queue_of_somebody_else_is_left_alone,
         of_an_interface_that_is_gone_nothing_is_offered,
         a_rate_beyond_the_link_is_refused,
+        connections_are_counted_through_a_restart,
     ]
 }
 
@@ -248,4 +256,66 @@ async fn a_rate_beyond_the_link_is_refused() -> Result<()> {
     framework.teardown().await?;
     cluster.finish().await?;
     Ok(())
+}
+
+/// Seven connections one after the other, over each of which a line is answered.
+const SEVEN: &str = "for i in 1 2 3 4 5 6 7; do \
+    exec 3<>/dev/tcp/127.0.0.1/$1; echo $i >&3; read -r -u 3 answer; exec 3>&-; done";
+
+/// Answers lines, each on a connection of its own; the fourth only when it is told to, and it tells when that has come.
+fn answer_seven(listener: TcpListener) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let ((tell, fourth_is_here), (go, may_answer)) = (mpsc::channel(), mpsc::channel());
+    std::thread::spawn(move || -> Result<()> {
+        for number in 1..=7 {
+            let (stream, _) = listener.accept()?;
+            let mut lines = BufReader::new(stream);
+            lines.read_line(&mut String::new())?;
+            if number == 4 {
+                tell.send(())?;
+                may_answer.recv()?;
+            }
+            lines.get_mut().write_all(b"heard\n")?;
+            // Until the task has closed it.
+            lines.read_line(&mut String::new())?;
+        }
+        Ok(())
+    });
+    (fourth_is_here, go)
+}
+
+async fn connections_are_counted_through_a_restart() -> Result<()> {
+    let mut cluster = Cluster::start(Options::default()).await?;
+    let framework = cluster.framework("network").await?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let port = listener.local_addr()?.port().to_string();
+    let (fourth_is_here, go) = answer_seven(listener);
+    framework.start(Task::new("t", ["bash", "-c", SEVEN, "seven", &port])).await?;
+    tokio::task::spawn_blocking(move || fourth_is_here.recv()).await??;
+
+    let metrics = http_get(&cluster.agent_address().await?, "/metrics").await?;
+    let told = |name: &str| {
+        let name = format!("bulkhead_agent_task_{name}{{");
+        let line = metrics.lines().find(|l| l.starts_with(&name) && l.contains("task=\"t\""));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+    };
+    assert_eq!(told("connections_opened_total"), Some(4.0), "{metrics}");
+    assert_eq!(told("connections_accepted_total"), Some(0.0), "{metrics}");
+    assert!(told("tcp_retransmitted_segments_total").is_some(), "{metrics}");
+    assert!(told("rtt_seconds_count").is_some_and(|count| count >= 4.0), "{metrics}");
+
+    cluster.kill_agent_hard().await?;
+    go.send(())?;
+    cluster.restart_agent().await?;
+    let end = framework.end_of("t").await?;
+    assert_eq!(end.state(), TaskState::Finished, "{end:?}");
+    let usage = end.usage.context("a usage")?;
+    assert_eq!((usage.connections_opened, usage.connections_accepted), (7, 0), "{usage:?}");
+    let round_trips: u64 = usage.rtt_buckets.iter().map(|bucket| bucket.round_trips).sum();
+    assert!(round_trips >= 7, "{usage:?}");
+    let bounds = usage.rtt_buckets.iter().map(|bucket| bucket.up_to_usec.unwrap_or(u64::MAX));
+    let at_most = usage.rtt_buckets.iter().map(|bucket| bucket.round_trips).zip(bounds);
+    let at_most = at_most.fold(0u64, |sum, (n, bound)| sum.saturating_add(n.saturating_mul(bound)));
+    assert!(usage.rtt_sum_usec <= at_most, "{usage:?}");
+    framework.teardown().await?;
+    cluster.finish().await
 }
