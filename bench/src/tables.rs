@@ -180,15 +180,15 @@ fn net(net: &Net) -> String {
         let rates = [one.off_bits_per_sec, one.on_bits_per_sec].map(bits_per_sec);
         [vec![String::new(), one.path.to_owned()], rates.to_vec(), vec![ratio]].concat()
     });
-    let programs = net
-        .programs
-        .iter()
-        .map(|one| vec![one.runs.to_string(), one.program.clone(), format!("{:.1}", one.ns_per_run)]);
+    let programs = net.programs.iter().map(|one| {
+        let ns = format!("{:.1}", one.ns_per_run);
+        vec![one.runs.to_string(), one.work.name().to_owned(), one.program.clone(), ns]
+    });
     let mut parts = vec![
         table(&["RATE", "PACED BY", "MEASURED bit/s", "ERROR"], pacing.collect()),
         table(&["REQUESTS", "BESIDE BULK, BY", "P50 ms", "P99 ms", "MAX ms"], trips.collect()),
         table(&["", "IPERF3 OVER", "OFF", "ON", "ON / OFF"], throughput.collect()),
-        table(&["RUNS", "BPF PROGRAM", "ns A RUN"], programs.collect()),
+        table(&["RUNS", "WHILE", "BPF PROGRAM", "ns A RUN"], programs.collect()),
     ];
     parts.extend(net.skipped.iter().map(|why| format!("left out: {why}")));
     parts.join("\n\n")

@@ -45,17 +45,16 @@ pub fn leaves(skb: *mut __sk_buff, owner: Owner) -> bool {
         return true;
     }
     let Some(socket) = Socket::of(skb) else { return true };
-    let Some(header) = Header::of(skb, false) else { return owner.flags & net_task::RULES == 0 };
     let class = socket.class();
-    let opens_tcp = class == class::TCP && socket.state == TCP_SYN_SENT;
-    if noted && (opens_tcp || class == class::UDP) {
+    // First what needs no look at the packet, which is nearly all.
+    if class == class::TCP && socket.state != TCP_SYN_SENT {
+        return true;
+    }
+    let Some(header) = Header::of(skb, false) else { return owner.flags & net_task::RULES == 0 };
+    if noted && class != class::OTHER {
         opening::note(owner.cgroup_id, &header.own, (socket.port, header.peer_port), class);
     }
-    let was_asked = match class {
-        class::TCP => !opens_tcp,
-        class::UDP => header.plain,
-        _ => false,
-    };
+    let was_asked = class == class::UDP && header.plain;
     was_asked
         || owner.flags & net_task::RULES == 0
         || asks(skb, owner, false, opaque(class), &socket, &header)
@@ -68,14 +67,17 @@ pub fn enters(skb: *mut __sk_buff, owner: Owner) -> bool {
         return true;
     }
     let Some(socket) = Socket::of(skb) else { return true };
-    let Some(header) = Header::of(skb, true) else { return false };
     let class = socket.class();
     let was_asked = match class {
         class::TCP => socket.state != TCP_LISTEN,
         class::UDP => socket.state == TCP_ESTABLISHED,
         _ => false,
     };
-    was_asked || asks(skb, owner, true, opaque(class), &socket, &header)
+    if was_asked {
+        return true;
+    }
+    let Some(header) = Header::of(skb, true) else { return false };
+    asks(skb, owner, true, opaque(class), &socket, &header)
 }
 
 #[inline(always)]
