@@ -13,9 +13,9 @@ use bulkhead_abi::{
     Cells, Conversation, DEVICE_RING_BYTES, Denial, DenialKey, DeviceCounters, DeviceKey, EVENT_RING_BYTES,
     HELD_PORT_BYTES, MAX_CONVERSATIONS, MAX_DENIALS, MAX_DEVICE_DENIALS, MAX_DEVICES, MAX_HELD_PORTS,
     MAX_NET_TASKS, MAX_NODE_ADDRESSES, MAX_OPENINGS, MAX_PORT_VERDICTS, MAX_PORT_WORDS, MAX_PREFIXES,
-    MAX_SOCKETS, MAX_TALK_DENIALS, MAX_TASKS, NET_INTERFACES, NetClocks, NetCounters, NetInterface, NetLink, NetRuleDrops,
-    NetTask, Opener, Opening, PortVerdicts, PortWord, PortWordKey, SocketPort, TALK_RING_BYTES, TalkCounters,
-    TalkGroups, TalkKey, TalkTask, TaskCounters, TaskPorts, V4_KEY_BYTES, V6_KEY_BYTES,
+    MAX_SOCKETS, MAX_TALK_DENIALS, MAX_TASKS, NET_INTERFACES, NetClocks, NetCounters, NetInterface, NetLink,
+    NetRuleDrops, NetTask, Opener, Opening, PortVerdicts, PortWord, PortWordKey, SocketPort, TALK_RING_BYTES,
+    TalkCounters, TalkGroups, TalkKey, TalkTask, TaskCounters, TaskPorts, V4_KEY_BYTES, V6_KEY_BYTES,
 };
 
 #[map]
