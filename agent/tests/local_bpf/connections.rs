@@ -5,6 +5,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use aya::sys::{Stats, enable_stats};
@@ -225,7 +226,7 @@ fn a_first_packet_that_is_sent_again_counts() {
     s.peer.tell(&format!("tcp-rounds {at} 1"));
     // The kernel tells nobody when its timer has run out, after a second.
     while s.counted().retransmitted == 0 {
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(s.counted().opened, 0, "not yet");
     drop((listener.accept().unwrap(), first));
@@ -324,8 +325,17 @@ fn cost_of_counting() {
     record("20000 connections", &|at| format!("tcp-open {at} 20000"), 20_000);
     record("20000 round trips", &|at| format!("tcp-rounds {at} 20000"), 1);
     drop(stats);
-    (1u64 << 40..).take(1000).for_each(|id| s.counts.watch(id).unwrap());
-    let start = std::time::Instant::now();
-    let read = s.counts.all().unwrap().len();
-    println!("{read} tasks read in {:?}", start.elapsed());
+    let rules = NetRules::open(&s.node.load().net.unwrap()).unwrap();
+    for id in (1u64 << 40..).take(1000) {
+        s.counts.watch(id).unwrap();
+        rules.set(id, Rates::default()).unwrap();
+    }
+    // What one scrape reads.
+    let start = Instant::now();
+    let connections = s.counts.all().unwrap().len();
+    let after_connections = start.elapsed();
+    let (traffic, drops) = (rules.all().unwrap().len(), rules.all_rule_drops().unwrap().len());
+    let traffic_took = start.elapsed() - after_connections;
+    println!("connections of {connections} tasks read in {after_connections:?}");
+    println!("traffic of {traffic} and drops of {drops} tasks read in {traffic_took:?}");
 }
