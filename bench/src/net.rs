@@ -16,8 +16,8 @@ pub(crate) mod throughput;
 pub(crate) mod wire;
 
 use anyhow::{Context as _, Result};
-use bulkhead_proto::v1::{NetAction, NetRule};
-use bulkhead_testkit::{Cluster, Options};
+use bulkhead_proto::v1::{NetAction, NetOptions, NetRule};
+use bulkhead_testkit::{Cluster, Options, Task};
 use clap::Args;
 use serde::Serialize;
 
@@ -83,10 +83,19 @@ async fn cluster(bandwidth: &str) -> Result<Cluster> {
     Cluster::start(Options { agent_args, measure_strangers: false, ..Options::default() }).await
 }
 
-/// Refuses somebody who is not there, so that tasks have rules.
-fn rule() -> NetRule {
+/// A guarantee of half the ceiling, ceilings, and a rule that refuses somebody who is not there.
+fn everything(task: Task, ceiling_bits_per_sec: u64) -> Task {
     let prefix = "192.0.2.0/24".to_owned();
-    NetRule { action: NetAction::Deny.into(), prefix, ..NetRule::default() }
+    let rule = NetRule { action: NetAction::Deny.into(), prefix, ..NetRule::default() };
+    task.granted(|grant| {
+        grant.resources.get_or_insert_default().net_egress_bits_per_sec = ceiling_bits_per_sec / 2;
+        grant.net = Some(NetOptions {
+            egress_ceiling_bits_per_sec: ceiling_bits_per_sec,
+            ingress_ceiling_bits_per_sec: ceiling_bits_per_sec,
+            rules: vec![rule],
+            ..NetOptions::default()
+        });
+    })
 }
 
 fn program() -> Result<std::path::PathBuf> {

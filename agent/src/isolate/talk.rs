@@ -93,8 +93,10 @@ fn node_addresses() -> Result<BTreeSet<IpAddr>, IsolateError> {
     Ok(interfaces.filter_map(|interface| address(interface.address?)).collect())
 }
 
+/// A task whose role is not known, as of a master that does not tell it, belongs with no other.
 fn groups(task: &TaskPlace) -> TalkGroups {
-    TalkGroups { framework: number(&task.task.0), role: number(&task.role) }
+    let role = if task.role.is_empty() { task.id } else { number(&task.role) };
+    TalkGroups { framework: number(&task.task.0), role }
 }
 
 /// Stands for a name. The same in every agent, so that tasks of the one before are recognised.
@@ -221,6 +223,11 @@ mod tests {
         metrics::Metrics,
     };
 
+    fn place(role: &str, id: u64) -> TaskPlace {
+        let cgroup = Cgroup::at("/nowhere");
+        TaskPlace { task: Default::default(), role: role.to_owned(), cgroup, id, sandbox: Default::default() }
+    }
+
     fn key(what: u16, protocol: u16, peer: &str) -> TalkKey {
         let address = match peer.parse().unwrap() {
             IpAddr::V4(v4) => v4.to_ipv6_mapped(),
@@ -233,13 +240,7 @@ mod tests {
     fn without_programs_only_tasks_that_may_talk_to_everybody_run() {
         let events = EventLog::new("agent".into(), Arc::new(Metrics::new().unwrap()));
         let talk = Talk::new(None, None, Arc::new(events));
-        let place = TaskPlace {
-            task: Default::default(),
-            role: String::new(),
-            cgroup: Cgroup::at("/nowhere"),
-            id: 1,
-            sandbox: Default::default(),
-        };
+        let place = place("", 1);
         let mut grant = plain(Class::Guaranteed, 500, 1 << 20);
         talk.prepare(&place, &grant).unwrap();
         talk.attach(&place, &grant, Pid::this()).unwrap();
@@ -247,6 +248,13 @@ mod tests {
         grant.talk.deny_rest = true;
         let refused = talk.prepare(&place, &grant).unwrap_err().to_string();
         assert!(refused.contains("bpf_talk"), "{refused}");
+    }
+
+    #[test]
+    fn nobody_shares_a_role_that_is_not_known() {
+        assert_eq!(groups(&place("day", 1)), groups(&place("day", 2)));
+        assert_ne!(groups(&place("", 1)).role, groups(&place("", 2)).role);
+        assert_eq!(groups(&place("", 1)).framework, groups(&place("", 2)).framework);
     }
 
     #[test]

@@ -112,6 +112,28 @@ fn a_task_is_called_by_those_it_names() {
     assert!(helper.ask(&format!("send u udp4 {}", callers[0].port)).starts_with("0 "));
 }
 
+/// What a task sent to one address of the node says nothing about who sends from its port to another.
+#[test]
+fn a_note_is_of_one_way_only() {
+    let Some(talk) = Talk::new("a_note_is_of_one_way_only") else { return };
+    let [mut caller, ..] = peers(&talk);
+    let (mut helper, port) = (talk.task.helper(), talk.node.port);
+    talk.set(&TalkGrant {
+        rules: vec![TalkRule { egress: false, ..rule(true, Peer::Framework) }],
+        deny_rest: true,
+    });
+    assert_eq!(helper.bind("u", "udp4", port), Ok(port));
+    assert!(caller.helper.ask(&format!("send u udp4 {port}")).starts_with("0 "));
+    assert_eq!(helper.ask("drain u"), "0 1");
+    // Another socket, which has let in nobody.
+    assert_eq!(helper.ask("close u"), "0");
+    assert_eq!(helper.bind("u", "udp4", port), Ok(port));
+    assert_eq!(caller.helper.ask("close u"), "0");
+    let host = UdpSocket::bind((Ipv4Addr::LOCALHOST, caller.port)).unwrap();
+    host.send_to(b"x", (Ipv4Addr::new(127, 0, 0, 2), port)).unwrap();
+    assert_eq!(helper.ask("drain u"), "0 0");
+}
+
 #[test]
 fn connections_are_let_in_by_name() {
     let Some(talk) = Talk::new("connections_are_let_in_by_name") else { return };

@@ -3,8 +3,7 @@
 use std::{collections::BTreeMap, fs, net::TcpListener};
 
 use anyhow::{Context as _, Result, ensure};
-use bulkhead_proto::v1::NetOptions;
-use bulkhead_testkit::{Cluster, Task};
+use bulkhead_testkit::Cluster;
 use libbpf_rs::query::ProgInfoIter;
 use serde::Serialize;
 
@@ -86,7 +85,8 @@ pub(crate) async fn measure(wire: &Wire, cluster: &Cluster, settings: &Settings)
         let before = read();
         for (n, role) in roles(work, wire, cluster, settings.seconds)?.iter().enumerate() {
             let id = format!("{}-{n}", work.name());
-            let end = framework.run(with_everything(task(&id, role)?, cluster)).await?;
+            let everything = super::everything(task(&id, role)?, CEILING_BITS_PER_SEC);
+            let end = framework.run(everything.ports(&[cluster.port(0)])).await?;
             ensure!(end.exit_code == Some(0), "a task ended: {end:?}");
         }
         all.extend(costs(work, &before, &read()));
@@ -120,19 +120,6 @@ fn roles(work: Work, wire: &Wire, cluster: &Cluster, seconds: u64) -> Result<Vec
         });
     }
     Ok(roles)
-}
-
-/// A guarantee, ceilings, rules, and a port.
-fn with_everything(task: Task, cluster: &Cluster) -> Task {
-    task.ports(&[cluster.port(0)]).granted(|grant| {
-        grant.resources.get_or_insert_default().net_egress_bits_per_sec = CEILING_BITS_PER_SEC / 2;
-        grant.net = Some(NetOptions {
-            egress_ceiling_bits_per_sec: CEILING_BITS_PER_SEC,
-            ingress_ceiling_bits_per_sec: CEILING_BITS_PER_SEC,
-            rules: vec![super::rule()],
-            ..NetOptions::default()
-        });
-    })
 }
 
 /// Of those that ran often enough to say something.

@@ -3,7 +3,6 @@
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
-use bulkhead_proto::v1::NetOptions;
 use bulkhead_testkit::{Cluster, Framework, Task};
 use serde::Serialize;
 use tokio::process::Command;
@@ -103,17 +102,8 @@ async fn as_task(
 ) -> Result<u64> {
     let _server = server(path)?;
     let id = format!("{path}-{round}");
-    let task =
-        Task::new(&id, client(host, seconds)).cpu_milli(400).cpu_burst().mem_mib(256).granted(|grant| {
-            grant.resources.get_or_insert_default().net_egress_bits_per_sec = CEILING_BITS_PER_SEC / 2;
-            grant.net = Some(NetOptions {
-                egress_ceiling_bits_per_sec: CEILING_BITS_PER_SEC,
-                ingress_ceiling_bits_per_sec: CEILING_BITS_PER_SEC,
-                rules: vec![super::rule()],
-                ..NetOptions::default()
-            });
-        });
-    let end = framework.run(task).await?;
+    let task = Task::new(&id, client(host, seconds)).cpu_milli(400).cpu_burst().mem_mib(256);
+    let end = framework.run(super::everything(task, CEILING_BITS_PER_SEC)).await?;
     let output = cluster.stdout(framework, &id).await?;
     ensure!(end.exit_code == Some(0), "iperf3 ended: {end:?}: {output}");
     received(output.as_bytes())

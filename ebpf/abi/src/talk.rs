@@ -144,11 +144,13 @@ pub struct Conversation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opening {
     /// Where it comes from; IPv4 as mapped into IPv6.
-    pub address: [u8; 16],
+    pub from: [u8; 16],
+    /// Where it goes.
+    pub to: [u8; 16],
     /// The port there, host byte order.
-    pub from: u16,
-    /// The port it goes to.
-    pub to: u16,
+    pub from_port: u16,
+    /// The port that it goes to.
+    pub to_port: u16,
     /// TCP or UDP, as a [`class`].
     pub class: u32,
 }
@@ -209,7 +211,7 @@ const _: () = {
     assert!(size_of::<PortVerdicts>() == MAX_STRETCHES * 4 && MAX_STRETCHES.is_power_of_two());
     assert!(size_of::<TalkGroups>() == 2 * 8);
     assert!(size_of::<Conversation>() == 8 + 16 + 4 + 4);
-    assert!(size_of::<Opening>() == 16 + 2 * 2 + 4);
+    assert!(size_of::<Opening>() == 2 * 16 + 2 * 2 + 4);
     assert!(size_of::<Opener>() == 2 * 8);
     assert!(size_of::<TalkCounters>() == 3 * 8);
     assert!(size_of::<TalkKey>() == 8 + 4 * 2 + 16);

@@ -125,8 +125,8 @@ fn receive(task: &NetTask, packet: &Packet) -> Answer {
     rate::receive(task, clocks, packet.wire.bytes, roughly_now_ns())
 }
 
-/// As of the last tick of the kernel's clock. Where nothing can wait a bucket holds as much as comes in many ticks, so
-/// rates are as exact as by the time itself, which takes longer to read than all the rest.
+/// As of the last tick of the kernel's clock, which costs less than the time itself. Where nothing can wait a bucket holds
+/// as much as comes in many ticks, so rates are as exact.
 #[inline(always)]
 fn roughly_now_ns() -> u64 {
     // SAFETY: the helper has no preconditions.

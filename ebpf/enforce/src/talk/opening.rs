@@ -7,7 +7,6 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use bulkhead_abi::{OPENING_NS, Opener, Opening};
 
-use super::address::Address;
 use crate::maps::{OPENINGS, TALK_NAMING};
 
 /// Would anybody ask?
@@ -19,20 +18,19 @@ pub fn matters() -> bool {
 
 /// The task sends this.
 #[inline(always)]
-pub fn note(cgroup_id: u64, from: &Address, ports: (u16, u16), class: u32) {
-    let key = key(from, ports, class);
+pub fn note(cgroup_id: u64, opening: Opening) {
     // SAFETY: the helper has no preconditions.
     let opener = Opener { cgroup_id, sent_ns: unsafe { bpf_ktime_get_ns() } };
     // A map that takes no more makes the peer a stranger, who is told apart from tasks as all strangers are.
-    let _ = OPENINGS.insert(key, opener, 0);
+    let _ = OPENINGS.insert(opening, opener, 0);
 }
 
 /// The task that sent this a moment ago; 0 for none.
 #[inline(always)]
-pub fn sender(from: &Address, ports: (u16, u16), class: u32) -> u64 {
-    let Some(opener) = OPENINGS.get_ptr(key(from, ports, class)) else { return 0 };
-    // SAFETY: fields of a map value, aligned; the helper has no preconditions. An entry that is replaced meanwhile is
-    // one of the same packet sent again, or of another task that sends the very same.
+pub fn sender(opening: Opening) -> u64 {
+    let Some(opener) = OPENINGS.get_ptr(opening) else { return 0 };
+    // SAFETY: fields of a map value, aligned; the helper has no preconditions. No two sockets have the same key at a
+    // time, so an entry that is replaced meanwhile is of the same packet sent again.
     let (cgroup_id, sent_ns, now_ns) = unsafe {
         (
             (&raw const (*opener).cgroup_id).read_volatile(),
@@ -41,9 +39,4 @@ pub fn sender(from: &Address, ports: (u16, u16), class: u32) -> u64 {
         )
     };
     if now_ns.wrapping_sub(sent_ns) < OPENING_NS { cgroup_id } else { 0 }
-}
-
-#[inline(always)]
-fn key(from: &Address, ports: (u16, u16), class: u32) -> Opening {
-    Opening { address: from.bytes(), from: ports.0, to: ports.1, class }
 }

@@ -10,7 +10,7 @@ use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
     helpers::generated::{bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_load_bytes},
 };
-use bulkhead_abi::{INGRESS_CELL, TalkKey, class, denied, net_task};
+use bulkhead_abi::{INGRESS_CELL, Opening, TalkKey, class, denied, net_task};
 
 use super::{
     address::Address,
@@ -52,7 +52,7 @@ pub fn leaves(skb: *mut __sk_buff, owner: Owner) -> bool {
     }
     let Some(header) = Header::of(skb, false) else { return owner.flags & net_task::RULES == 0 };
     if noted && class != class::OTHER {
-        opening::note(owner.cgroup_id, &header.own, (socket.port, header.peer_port), class);
+        opening::note(owner.cgroup_id, header.opening((socket.port, header.peer_port), false, class));
     }
     let was_asked = class == class::UDP && header.plain;
     was_asked
@@ -94,7 +94,7 @@ fn asks(
     let (cell, port) = if incoming { (class | INGRESS_CELL, own_port) } else { (class, peer_port) };
     let named = owner.flags & net_task::NAMES != 0 && owner.flags & net_task::OWN_NAMESPACE == 0;
     let peer = match (named && class != class::OTHER, incoming) {
-        (true, true) => PeerTask::Known(opening::sender(&header.peer, (peer_port, own_port), class)),
+        (true, true) => PeerTask::Known(opening::sender(header.opening((peer_port, own_port), true, class))),
         (true, false) => PeerTask::HoldsPort,
         _ => PeerTask::None,
     };
@@ -174,6 +174,13 @@ struct Header {
 }
 
 impl Header {
+    /// `ports`: where it comes from, and where it goes.
+    #[inline(always)]
+    fn opening(&self, (from_port, to_port): (u16, u16), incoming: bool, class: u32) -> Opening {
+        let (from, to) = if incoming { (&self.peer, &self.own) } else { (&self.own, &self.peer) };
+        Opening { from: from.bytes(), to: to.bytes(), from_port, to_port, class }
+    }
+
     /// `None` for what is no IP packet.
     #[inline(always)]
     fn of(skb: *mut __sk_buff, incoming: bool) -> Option<Self> {
