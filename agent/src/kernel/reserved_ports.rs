@@ -14,7 +14,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -26,6 +26,9 @@ use super::{appender::replace_file, netns};
 
 /// The kernel's list.
 const LIST: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+/// More than the kernel writes for any list: of every second port, `65535,` is the longest, and of every two in three a
+/// range, `65533-65534,`.
+const LIST_BYTES: usize = 512 << 10;
 /// Where agents keep their notes.
 pub const NOTES: &str = "/run/bulkhead/reserved-ports";
 const ADDED: &str = "added";
@@ -68,6 +71,19 @@ pub fn give_back(notes: &Path, agent: &str) -> Result<(), ReserveError> {
     Ok(())
 }
 
+/// Which ports the kernel does not choose by itself: what the operator and agents have on the list.
+///
+/// # Errors
+/// The list cannot be read.
+pub fn listed() -> Result<PortNumbers, ReserveError> {
+    let path = Path::new(LIST);
+    // The kernel answers one call with what fits in, and says that this is all.
+    let mut text = vec![0; LIST_BYTES];
+    let read = File::open(path).and_then(|mut file| file.read(&mut text));
+    text.truncate(read.map_err(failed("read", path))?);
+    parse(path, &String::from_utf8_lossy(&text))
+}
+
 /// May the list be written here?
 ///
 /// # Errors
@@ -106,11 +122,11 @@ impl Notes {
     fn apply(&self, agent: &str, wanted: &PortNumbers) -> Result<(), ReserveError> {
         let own = self.dir.join(format!("{agent}{OFFERS}"));
         let added = self.dir.join(ADDED);
-        let steps = Steps::make(&read(Path::new(LIST))?, &read(&added)?, &self.others(&own)?, wanted);
+        let steps = Steps::make(&listed()?, &read_note(&added)?, &self.others(&own)?, wanted);
         write_note(&added, &steps.noted)?;
         write_note(&own, wanted)?;
         if let Some(list) = &steps.list {
-            // One call replaces the whole list.
+            // The first call replaces the list; what does not fit into a page follows and is added.
             let path = Path::new(LIST);
             let file = OpenOptions::new().write(true).open(path);
             let written = file.and_then(|mut file| file.write_all(format!("{}\n", text(list)).as_bytes()));
@@ -125,7 +141,7 @@ impl Notes {
         for entry in fs::read_dir(&self.dir).map_err(failed("list", &self.dir))? {
             let path = entry.map_err(failed("list", &self.dir))?.path();
             if path != own && path.as_os_str().to_string_lossy().ends_with(OFFERS) {
-                all = all.union(&read(&path)?);
+                all = all.union(&read_note(&path)?);
             }
         }
         Ok(all)
@@ -154,20 +170,21 @@ impl Steps {
 }
 
 /// Nothing where there is no file.
-fn read(path: &Path) -> Result<PortNumbers, ReserveError> {
-    let text = match fs::read_to_string(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound && path != Path::new(LIST) => {
-            return Ok(PortNumbers::default());
-        }
-        text => text.map_err(failed("read", path))?,
-    };
+fn read_note(path: &Path) -> Result<PortNumbers, ReserveError> {
+    match fs::read_to_string(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(PortNumbers::default()),
+        text => parse(path, &text.map_err(failed("read", path))?),
+    }
+}
+
+fn parse(path: &Path, text: &str) -> Result<PortNumbers, ReserveError> {
     let parsed = text.trim().parse::<PortSet>();
     parsed.map(|set| set.numbers()).map_err(|e| failed("understand", path)(io::Error::other(e)))
 }
 
 /// Durable before it returns; no file where there is nothing to say.
 fn write_note(path: &Path, ports: &PortNumbers) -> Result<(), ReserveError> {
-    if read(path)? == *ports {
+    if read_note(path)? == *ports {
         return Ok(());
     }
     if !ports.is_empty() {

@@ -2,7 +2,7 @@
 
 use std::{fs, net::UdpSocket, path::Path};
 
-use bulkhead_agent::kernel::reserved_ports::{give_back, reserve};
+use bulkhead_agent::kernel::reserved_ports::{give_back, listed, reserve};
 use bulkhead_proto::resources::{PortNumbers, PortSet};
 use nix::sched::{CloneFlags, unshare};
 
@@ -14,7 +14,7 @@ fn numbers(text: &str) -> PortNumbers {
 }
 
 fn list() -> PortNumbers {
-    numbers(fs::read_to_string(LIST).unwrap().trim())
+    listed().unwrap()
 }
 
 /// Runs in a thread with a network namespace of its own and an empty directory for notes.
@@ -48,6 +48,22 @@ fn the_operators_list_is_kept_and_comes_back() {
         give_back(notes, "a").unwrap();
         give_back(notes, "b").unwrap();
         assert_eq!(list(), numbers("8080,9090,31005"));
+    });
+}
+
+#[test]
+fn a_list_of_every_second_port_comes_back_whole() {
+    in_a_namespace("a_list_of_every_second_port_comes_back_whole", |notes| {
+        let odd: Vec<_> = (1..u16::MAX).step_by(2).map(|port| port.to_string()).collect();
+        let operators = numbers(&odd.join(","));
+        // As much as one call may write.
+        let some = |ports: &[String]| fs::write(LIST, format!("{}\n", ports.join(","))).unwrap();
+        some(&odd);
+        assert_eq!(list(), operators);
+        reserve(notes, "a", &numbers("31000-31010")).unwrap();
+        assert_eq!(list(), operators.union(&numbers("31000-31010")));
+        give_back(notes, "a").unwrap();
+        assert_eq!(list(), operators);
     });
 }
 
