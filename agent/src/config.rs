@@ -126,8 +126,12 @@ pub struct Config {
     pub mem_stall_ms: u64,
     /// Time between SIGTERM and the end of every process, for tasks that name none.
     pub kill_grace_ms: u64,
-    /// How often the node is measured.
+    /// How often the node and its tasks are measured.
     pub sample_every_ms: u64,
+    /// How often the machine's pressure is looked at while a guaranteed task runs; otherwise it is with the rest.
+    pub pressure_every_ms: u64,
+    /// Measuring may use this much of one CPU; beyond it, it is done less often.
+    pub sample_budget_milli: u32,
     /// A report is sent at least this often, changed or not.
     pub report_every_ms: u64,
     /// Sandboxes of ended tasks are kept this long.
@@ -195,6 +199,9 @@ impl Default for Config {
             mem_stall_ms: 10_000,
             kill_grace_ms: 5000,
             sample_every_ms: 1000,
+            pressure_every_ms: 100,
+            // A thousand tasks at the default period, on a slow machine.
+            sample_budget_milli: 30,
             report_every_ms: 5000,
             sandbox_keep_hours: 168,
             sandbox_keep_count: 1000,
@@ -338,8 +345,14 @@ impl Config {
         if let Some(dir) = self.image_dirs.iter().find(|dir| !dir.is_absolute()) {
             return bad("image_dirs", dir.display().to_string(), "give absolute paths");
         }
-        if self.sample_every_ms == 0 {
-            return bad("sample_every_ms", "0".into(), "give at least 1");
+        for (key, value) in [
+            ("sample_every_ms", self.sample_every_ms),
+            ("pressure_every_ms", self.pressure_every_ms),
+            ("sample_budget_milli", self.sample_budget_milli.into()),
+        ] {
+            if value == 0 {
+                return bad(key, "0".into(), "give at least 1");
+            }
         }
         if self.cgroup_root.components().any(|c| c.as_os_str() == "..")
             || self.cgroup_root.as_os_str().is_empty()
@@ -516,6 +529,8 @@ mod tests {
         let little = Config { default_disk: ByteSize::kib(1), ..Config::default() };
         assert!(refused(little).contains("default_disk"));
         assert!(refused(Config { sample_every_ms: 0, ..Config::default() }).contains("sample_every_ms"));
+        assert!(refused(Config { pressure_every_ms: 0, ..Config::default() }).contains("pressure_every_ms"));
+        assert!(refused(Config { sample_budget_milli: 0, ..Config::default() }).contains("sample_budget"));
         assert!(
             refused(Config { disk_offer_percent: 101, ..Config::default() }).contains("disk_offer_percent")
         );

@@ -25,6 +25,7 @@ pub mod disk_io;
 pub mod disk_space;
 pub mod memory;
 pub mod network;
+pub mod observed;
 pub mod output;
 pub mod pids;
 pub mod ports;

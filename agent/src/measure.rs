@@ -1,11 +1,14 @@
 //! What the node has and what is in use, read from the kernel: one file a source.
 
+pub mod budget;
 pub mod disk;
 pub mod disk_speed;
 pub mod network;
 pub mod node;
 pub mod ports;
+pub mod pressure;
 pub mod sampler;
+pub mod tasks;
 pub mod topology;
 
 pub use disk::DiskUse;

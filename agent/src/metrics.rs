@@ -15,10 +15,12 @@ use prometheus::{
 
 mod caches;
 mod connections;
+mod measured;
 mod traffic;
 
 pub use caches::ReadCache;
 pub use connections::ReadConnections;
+pub use measured::SamplerMetrics;
 pub use traffic::ReadTraffic;
 
 /// From a tenth of a millisecond to two seconds: a launch takes about one.

@@ -22,6 +22,7 @@ use crate::{
     measure::{
         NodeCapacity, NodeSampler,
         sampler::{self, Sampling},
+        tasks::TaskSampler,
     },
     metrics::{Metrics, ReadCache},
     offer::Reporter,
@@ -70,7 +71,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     let agent = settings::info(&config, listening.to_string())?;
     let events = Arc::new(EventLog::new(agent.agent_id.clone(), Arc::clone(&metrics)));
     let volumes = Arc::new(VolumeBounds::new(settings::projects(&config)?));
-    let Isolation { isolators, enforced, disk, disk_speed, network, connections } =
+    let Isolation { isolators, enforced, disk, disk_speed, network, connections, watched } =
         Isolation::set_up(&Host {
             config: &config,
             features: &features,
@@ -88,6 +89,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         Box::new(move || network.traffic().unwrap_or_default())
     })?;
     metrics.connections(Box::new(move || connections.all().unwrap_or_default()))?;
+    metrics.tasks(Arc::clone(&watched))?;
     let (journal, replayed) = open_journal(&config)?;
     let launcher = Launcher::new(launch::execute::Parts {
         tree: tree.clone(),
@@ -122,16 +124,16 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     keeper.recover(replayed)?;
     tokio::spawn(keeper.run());
     programs.tell_refusals(&events);
-    let every = Duration::from_millis(config.sample_every_ms);
     let sampling = Sampling {
         node: NodeSampler::start(tree, Instant::now())?,
+        tasks: TaskSampler::new(watched, machine.cpus),
         work_dir: config.work_dir.clone(),
         disk,
         net: network.sampler(),
         ports,
         measure_strangers: config.measure_strangers,
     };
-    tokio::spawn(sampler::run(sampling, every, messages.clone()));
+    tokio::spawn(sampler::run(sampling, settings::pace(&config), metrics.sampler()?, messages.clone()));
     let answers = AgentApi { keeper: messages.clone(), events, isolators, metrics };
     tracing::info!(address = %listening, "listening");
     // Tasks of their own: on the thread that waits here, each message would first have to wake it.

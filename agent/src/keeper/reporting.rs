@@ -15,7 +15,7 @@ use super::{Keeper, Listed, Located};
 use crate::{
     estimate::lendable_cpu_milli,
     launch::sandbox::{self, Sandbox},
-    measure::network::NetUse,
+    measure::{network::NetUse, pressure::Pressure},
     offer::ledger::TaskKey,
 };
 
@@ -36,6 +36,8 @@ pub struct Observation {
     pub guaranteed_cpu_milli: Option<u64>,
     /// Ports that the node offers and some socket on the host holds, tasks' included.
     pub ports_in_use: PortSet,
+    /// What the machine stands still for.
+    pub pressure: Pressure,
 }
 
 impl Keeper {

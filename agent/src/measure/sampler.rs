@@ -1,25 +1,30 @@
 //! Measures the node every period, and tells the keeper the peaks.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use bulkhead_proto::resources::PortSet;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use super::{
     DiskUse, NetSampler,
+    budget::Budget,
     network::NetUse,
     node::{MeasureError, NodeSampler},
     ports,
+    pressure::{self, Pressure, PressureSampler},
+    tasks::TaskSampler,
 };
 use crate::{
     estimate::WindowPeak,
     isolate::disk_space::DiskSpace,
     keeper::{Message, Observation, Sender},
+    kernel::cpu_clock,
     launch::blocking,
+    metrics::SamplerMetrics,
 };
 
 /// How long a peak counts. Strangers that worked half a minute ago may do so again at any moment.
@@ -40,10 +45,25 @@ struct Peaks {
     strangers_received: WindowPeak,
 }
 
+impl Peaks {
+    fn new() -> Self {
+        let new = || WindowPeak::new(WINDOW);
+        Self {
+            strangers_cpu: new(),
+            strangers_mem: new(),
+            guaranteed_cpu: new(),
+            strangers_sent: new(),
+            strangers_received: new(),
+        }
+    }
+}
+
 /// What is measured.
 pub struct Sampling {
     /// CPU and memory.
     pub node: NodeSampler,
+    /// The same of each task, and more.
+    pub tasks: TaskSampler,
     /// On the disk that tasks fill.
     pub work_dir: PathBuf,
     /// What tasks use of it, where that is counted; else it counts as strangers' use.
@@ -56,50 +76,119 @@ pub struct Sampling {
     pub measure_strangers: bool,
 }
 
+/// How often, and at which cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Everything, unless that is over the budget.
+    pub every: Duration,
+    /// The machine's pressure, while a guaranteed task runs.
+    pub pressure_every: Duration,
+    /// What measuring may use of one CPU, in thousandths.
+    pub budget_milli: u32,
+}
+
 /// Samples until the keeper is gone.
-pub async fn run(mut sampling: Sampling, every: Duration, keeper: Sender) {
-    let new = || WindowPeak::new(WINDOW);
-    let mut peaks = Peaks {
-        strangers_cpu: new(),
-        strangers_mem: new(),
-        guaranteed_cpu: new(),
-        strangers_sent: new(),
-        strangers_received: new(),
+pub async fn run(sampling: Sampling, pace: Pace, metrics: SamplerMetrics, keeper: Sender) {
+    let watched = Arc::clone(sampling.tasks.watched());
+    let mut sampler = Sampler {
+        pressure: PressureSampler::open(Path::new(pressure::PROC)),
+        budget: Budget::new(pace.every, pace.budget_milli),
+        since_round: Duration::ZERO,
+        told: false,
+        metrics,
     };
-    let mut ticks = interval(every);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // The first tick comes at once, when there is nothing to compare with yet.
-    ticks.tick().await;
-    let mut told = false;
+    sampler.metrics.pause(sampler.budget.pause(), false);
+    let mut parts = (sampling, Peaks::new());
+    let mut looks = interval(pace.pressure_every);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut next = Instant::now() + sampler.budget.pause();
     loop {
-        ticks.tick().await;
-        let (result, back) = blocking(move || {
-            let result = observe(&mut sampling, &mut peaks, Instant::now());
-            (result, (sampling, peaks))
-        })
-        .await;
-        (sampling, peaks) = back;
-        match result {
-            Ok(observation) => {
-                told = false;
-                if keeper.send(Message::Observed(observation)).await.is_err() {
-                    return;
-                }
+        tokio::select! {
+            () = sleep_until(next.into()) => {}
+            // Shorter than a change of threads would take.
+            _ = looks.tick(), if watched.any_guaranteed() => {
+                sampler.look();
+                continue;
             }
-            Err(error) if !told => {
-                told = true;
-                tracing::error!(
-                    error = crate::error_chain(&error),
-                    "measure the node; offers stay as they are"
-                );
-            }
-            Err(_) => {}
+        }
+        next = Instant::now() + sampler.budget.pause();
+        sampler.look();
+        let (result, cpu);
+        (result, cpu, parts) = blocking(move || round(parts)).await;
+        sampler.account(cpu);
+        let Some(mut observation) = sampler.checked(result) else { continue };
+        observation.pressure = sampler.pressure.pressure();
+        sampler.metrics.pressure(&observation.pressure);
+        if keeper.send(Message::Observed(observation)).await.is_err() {
+            return;
         }
     }
 }
 
+/// What is kept from round to round, and is not moved to the thread that reads.
+struct Sampler {
+    pressure: PressureSampler,
+    budget: Budget,
+    /// CPU time of looks since the last round.
+    since_round: Duration,
+    /// An error was logged, and since then nothing went well.
+    told: bool,
+    metrics: SamplerMetrics,
+}
+
+impl Sampler {
+    fn look(&mut self) {
+        let before = cpu_clock::of_this_thread();
+        self.pressure.look(Instant::now());
+        self.since_round += cpu_clock::of_this_thread().saturating_sub(before);
+    }
+
+    /// Takes in what a round cost, with the looks before it.
+    fn account(&mut self, round: Duration) {
+        let cpu = round + std::mem::take(&mut self.since_round);
+        self.metrics.spent(cpu);
+        let was_over = self.budget.is_over();
+        if !self.budget.spent(cpu) {
+            return;
+        }
+        let (pause_ms, is_over) = (self.budget.pause().as_millis(), self.budget.is_over());
+        self.metrics.pause(self.budget.pause(), is_over);
+        match (was_over, is_over) {
+            (_, true) => tracing::warn!(
+                pause_ms,
+                cpu_usec = cpu.as_micros(),
+                "measuring is over its budget (sample_budget_milli), and is done less often"
+            ),
+            (true, false) => tracing::info!(pause_ms, "measuring is within its budget again"),
+            (false, false) => {}
+        }
+    }
+
+    /// The first of several errors is logged.
+    fn checked(&mut self, result: Result<Observation, MeasureError>) -> Option<Observation> {
+        if let Err(error) = &result
+            && !self.told
+        {
+            tracing::error!(error = crate::error_chain(error), "measure the node; offers stay as they are");
+        }
+        self.told = result.is_err();
+        result.ok()
+    }
+}
+
+type Parts = (Sampling, Peaks);
+
+/// One round, with the CPU time that it took.
+fn round(mut parts: Parts) -> (Result<Observation, MeasureError>, Duration, Parts) {
+    let before = cpu_clock::of_this_thread();
+    let result = observe(&mut parts.0, &mut parts.1, Instant::now());
+    (result, cpu_clock::of_this_thread().saturating_sub(before), parts)
+}
+
 fn observe(sampling: &mut Sampling, peaks: &mut Peaks, now: Instant) -> Result<Observation, MeasureError> {
     let sample = sampling.node.sample(now)?;
+    // They are kept for whoever asks: the agent's API, and metrics.
+    sampling.tasks.sample(Instant::now);
     peaks.strangers_cpu.add(sample.strangers_cpu_milli, now);
     peaks.strangers_mem.add(sample.strangers_mem_bytes, now);
     peaks.guaranteed_cpu.add(sample.guaranteed_cpu_milli, now);
@@ -122,6 +211,7 @@ fn observe(sampling: &mut Sampling, peaks: &mut Peaks, now: Instant) -> Result<O
         },
         link_bits_per_sec: sampling.net.as_ref().map_or(0, NetSampler::link_bits_per_sec),
         strangers_disk_bytes: if sampling.measure_strangers { strangers_disk(sampling)? } else { 0 },
+        pressure: Pressure::default(),
     })
 }
 

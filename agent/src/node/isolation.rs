@@ -21,6 +21,7 @@ use crate::{
             Network,
             uplink::{LinkSettings, Uplink},
         },
+        observed::Observed,
         output::Outputs,
         pids::Pids,
         ports::{PORT_CHOICE, PortLimits, Ports},
@@ -30,6 +31,7 @@ use crate::{
     kernel::{core_scheduling, probe::Features, quota_warnings::QuotaWarnings},
     measure::{
         NodeCapacity,
+        tasks::Watched,
         topology::{self, Topology},
     },
     metrics::Metrics,
@@ -59,6 +61,8 @@ pub(super) struct Isolation {
     pub(super) network: Arc<Network>,
     /// Of tasks, where they are counted.
     pub(super) connections: Arc<Connections>,
+    /// Tasks that the sampler measures.
+    pub(super) watched: Arc<Watched>,
 }
 
 impl Isolation {
@@ -84,8 +88,10 @@ impl Isolation {
         };
         let mut parts = parts(host, disk_io, disk.as_ref(), &network)?;
         parts.push(Box::new(Arc::clone(&connections)));
+        let watched = Arc::<Watched>::default();
+        parts.push(Box::new(Observed::new(Arc::clone(&watched))));
         let isolators = Arc::new(Isolators::new(parts));
-        Ok(Self { isolators, enforced, disk, disk_speed, network, connections })
+        Ok(Self { isolators, enforced, disk, disk_speed, network, connections, watched })
     }
 }
 

@@ -15,6 +15,7 @@ use crate::{
         plan::Defaults,
         sandbox::Keep,
     },
+    measure::sampler::Pace,
     user::{UserError, Users},
 };
 
@@ -83,6 +84,15 @@ pub(super) fn check_task_user(config: &Config) -> Result<(), ConfigError> {
         Ok(_) => return Ok(()),
     };
     Err(ConfigError::Value { key: "task_user", value: config.task_user.clone(), why })
+}
+
+/// How often the node is measured.
+pub(super) fn pace(config: &Config) -> Pace {
+    Pace {
+        every: Duration::from_millis(config.sample_every_ms),
+        pressure_every: Duration::from_millis(config.pressure_every_ms),
+        budget_milli: config.sample_budget_milli,
+    }
 }
 
 /// The project ids that sandboxes and bounded volumes get.
