@@ -134,6 +134,33 @@ fn another_build_takes_the_grants_over() {
     assert_eq!(helper.bind("s", "tcp4", 0), Ok(node.port), "and so is who uses it");
 }
 
+#[test]
+fn sockets_of_the_second_layout_are_known() {
+    let Some(node) = Node::new("sockets_of_the_second_layout_are_known") else { return };
+    let loaded = node.load();
+    let task = node.task("a");
+    PortRules::open(&loaded.ports).unwrap().grant(task.id, &node.ports(&[0, 1])).unwrap();
+    let mut helper = task.helper();
+    assert_eq!(helper.bind("s", "tcp4", 0), Ok(node.port));
+    let name = loaded.ports.file_name().unwrap().to_str().unwrap();
+    // ports-v2-<build>-<cgroup>-<level>-<network namespace>
+    let place: Vec<_> = name.split('-').skip(3).collect();
+    let older = node.spec.pin_dir.join(format!("ports-v2-0123456789abcdef-{}", place.join("-")));
+    fs::rename(&loaded.ports, &older).unwrap();
+    // The second layout had one entry for each socket.
+    let sets = older.join(names::SOCKETS);
+    let map = MapHandle::from_pinned_path(&sets).unwrap();
+    let all = map.keys().filter_map(|key| map.lookup(&key, MapFlags::ANY).unwrap());
+    let set = all.into_iter().find(|set| set.iter().any(|byte| *byte != 0)).expect("the socket is noted");
+    fs::remove_file(&sets).unwrap();
+    old_map(&older, names::SOCKETS, MapType::LruHash, (&set[..8], &set[32..48]));
+
+    assert!(node.load().fresh);
+    assert_eq!(helper.bind("t", "tcp4", 0), Ok(node.port + 1), "what is in use is known");
+    assert_eq!(helper.ask("close s"), "0");
+    assert_eq!(helper.bind("u", "tcp4", 0), Ok(node.port), "and so is who uses it");
+}
+
 /// A pinned map as the first layout had it, with one entry.
 fn old_map(dir: &Path, name: &str, kind: MapType, (key, value): (&[u8], &[u8])) {
     let flags = if kind == MapType::LruHash { 0 } else { libbpf_sys::BPF_F_NO_PREALLOC };

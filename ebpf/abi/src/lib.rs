@@ -34,8 +34,9 @@ pub use net::{
 pub use ooms::{MAX_OOMS, OomRecord};
 pub use ports::{
     COMM_LEN, Denial, DenialEvent, DenialKey, EVENT_RING_BYTES, INDEX_WORDS, MAX_DENIALS, MAX_DENIED_PORTS,
-    MAX_PORT_WORDS, MAX_SOCKETS, MAX_TASKS, OLDEST_PORTS_VERSION, PORTS_PER_WORD, PORTS_VERSION, PortWord,
-    PortWordKey, Protocol, SocketPort, TaskCounters, TaskPorts, denied_call, port_choice, socket_kind,
+    MAX_PORT_WORDS, MAX_TASKS, OLDEST_PORTS_VERSION, PORTS_PER_WORD, PORTS_VERSION, PortWord, PortWordKey,
+    Protocol, SOCKET_SETS, SOCKET_WAYS, SocketPort, SocketSet, TaskCounters, TaskPorts, denied_call,
+    port_choice, socket_kind, socket_set,
 };
 pub use talk::{
     CELLS, Cells, Conversation, HELD_CLASS_BITS, HELD_PORT_BYTES, INGRESS_CELL, MAX_CONVERSATIONS,
@@ -90,7 +91,7 @@ pub mod names {
     pub const PORTS: &str = "PORTS";
     /// Cgroup id of a task -> [`TaskCounters`](crate::TaskCounters). The agent makes, programs write.
     pub const COUNTERS: &str = "COUNTERS";
-    /// Socket cookie -> [`SocketPort`](crate::SocketPort). Programs write.
+    /// [`socket_set`](crate::socket_set) -> [`SocketSet`](crate::SocketSet). Programs write.
     pub const SOCKETS: &str = "SOCKETS";
     /// [`DenialKey`](crate::DenialKey) -> [`Denial`](crate::Denial). Programs write.
     pub const DENIALS: &str = "DENIALS";

@@ -17,7 +17,8 @@ use crate::c::shared_with_c;
 ///
 /// - 1: grants and use in maps of their own, no policy, no sockets but TCP and UDP.
 /// - 2: one word of ports has both, and each task has a policy.
-pub const PORTS_VERSION: u32 = 2;
+/// - 3: the ports of sockets are in sets, no longer in a table that sorts them by use.
+pub const PORTS_VERSION: u32 = 3;
 /// The oldest version that is converted.
 pub const OLDEST_PORTS_VERSION: u32 = 1;
 
@@ -32,9 +33,10 @@ pub const COMM_LEN: usize = 16;
 pub const MAX_TASKS: u32 = 8192;
 /// Most words of granted ports at one time, all tasks together.
 pub const MAX_PORT_WORDS: u32 = 65_536;
-/// Most bound sockets whose port is remembered; beyond it the least recently bound are forgotten,
-/// and the kernel alone decides whether their port is free.
-pub const MAX_SOCKETS: u32 = 32_768;
+/// Sets of sockets that the port they were given is remembered of; see [`SocketSet`].
+pub const SOCKET_SETS: u32 = 8192;
+/// Sockets in a set.
+pub const SOCKET_WAYS: usize = 4;
 /// Most (task, protocol, IP version, port) with a denial at one time.
 pub const MAX_DENIALS: u32 = 65_536;
 /// Most keys of its own that one task gets in the denial map. Further ports are counted together,
@@ -159,6 +161,24 @@ pub struct SocketPort {
     pub protocol: u32,
 }
 
+/// Sockets that were given a port, and which one. A socket belongs into the set at [`socket_set`]; the kernel numbers
+/// sockets in order, so sets fill evenly. Where a set is full one socket is forgotten: its port stays noted as used, and the
+/// kernel alone decides whether it is free.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketSet {
+    /// Cookies of sockets, 0 where there is none.
+    pub cookies: [u64; SOCKET_WAYS],
+    /// What the socket with the cookie at the same place was given.
+    pub ports: [SocketPort; SOCKET_WAYS],
+}
+
+/// The index of the [`SocketSet`] that the socket with this cookie belongs into.
+#[inline(always)]
+pub const fn socket_set(cookie: u64) -> u32 {
+    cookie as u32 & (SOCKET_SETS - 1)
+}
+
 /// What a [`DenialKey::call`] says.
 pub mod denied_call {
     /// bind().
@@ -238,6 +258,8 @@ const _: () = {
     assert!(size_of::<PortWord>() == 3 * 8);
     assert!(size_of::<TaskCounters>() == 8 + 8 + 2 * 8);
     assert!(size_of::<SocketPort>() == 8 + 4 + 4);
+    assert!(size_of::<SocketSet>() == SOCKET_WAYS * (8 + size_of::<SocketPort>()));
+    assert!(SOCKET_SETS.is_power_of_two());
     assert!(size_of::<DenialKey>() == 8 + 4 * 2);
     assert!(size_of::<Denial>() == 3 * 8);
     assert!(size_of::<DenialEvent>() == size_of::<DenialKey>() + 8 + 8 + 4 + 4 + COMM_LEN);
@@ -251,7 +273,9 @@ const _: () = {
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya's marker for types that may be copied to and from the kernel as bytes")]
 mod pod {
-    use super::{Denial, DenialEvent, DenialKey, PortWord, PortWordKey, SocketPort, TaskCounters, TaskPorts};
+    use super::{
+        Denial, DenialEvent, DenialKey, PortWord, PortWordKey, SocketPort, SocketSet, TaskCounters, TaskPorts,
+    };
 
     macro_rules! pod {
         ($($t:ty),+) => {$(
@@ -259,5 +283,15 @@ mod pod {
             unsafe impl aya::Pod for $t {}
         )+};
     }
-    pod!(Denial, DenialEvent, DenialKey, PortWord, PortWordKey, SocketPort, TaskCounters, TaskPorts);
+    pod!(
+        Denial,
+        DenialEvent,
+        DenialKey,
+        PortWord,
+        PortWordKey,
+        SocketPort,
+        SocketSet,
+        TaskCounters,
+        TaskPorts
+    );
 }

@@ -54,20 +54,22 @@ pub unsafe fn add(word: *mut u64, operand: u64) {
     }
 }
 
-/// Puts `new` in the place of `expected`; where something else is there, that stays.
+/// Puts `new` in the place of `expected`; where something else is there, that stays. Returns what was there.
 ///
 /// # Safety
 /// `word` points into a map value, aligned to 8 bytes.
 #[inline(always)]
-pub unsafe fn replace(word: *mut u64, expected: u64, new: u64) {
+pub unsafe fn replace(word: *mut u64, expected: u64, new: u64) -> u64 {
+    let mut was = expected;
     // SAFETY: as above; the instruction leaves in r0 what was there.
     unsafe {
         asm!(
             "r0 = cmpxchg_64({p} + 0, r0, {v})",
-            inout("r0") expected => _,
+            inout("r0") was,
             v = in(reg) new,
             p = in(reg) word,
             options(nostack),
         );
     }
+    was
 }

@@ -47,18 +47,15 @@ fn bind_any(addr: *mut bpf_sock_addr, ip_version: u16, cgroup_id: u64, protocol:
         // The kernel answers EINVAL, and the port that the socket has stays noted.
         return ALLOW;
     }
-    let choice = grant::choice(cgroup_id);
-    if choice & BIND_GRANTED != 0 {
-        // SAFETY: the helper takes the context of this hook.
-        let cookie = unsafe { bpf_get_socket_cookie(addr.cast()) };
-        let port = usage::choose(cgroup_id, protocol, cookie);
-        if port != 0 {
-            // SAFETY: the verifier admits a whole, aligned write of this field.
-            unsafe { (&raw mut (*addr).user_port).write_volatile(u32::from(port.to_be())) };
-            return ALLOW_GRANTED;
-        }
+    // SAFETY: the helper takes the context of this hook.
+    let cookie = unsafe { bpf_get_socket_cookie(addr.cast()) };
+    let choice = usage::choose(cgroup_id, protocol, cookie, BIND_GRANTED);
+    if choice.port != 0 {
+        // SAFETY: the verifier admits a whole, aligned write of this field.
+        unsafe { (&raw mut (*addr).user_port).write_volatile(u32::from(choice.port.to_be())) };
+        return ALLOW_GRANTED;
     }
-    if choice & BIND_EPHEMERAL != 0 {
+    if choice.policy & BIND_EPHEMERAL != 0 {
         return ALLOW;
     }
     deny(denied(addr, ip_version, cgroup_id, 0))

@@ -103,7 +103,7 @@ fn bind_granted(addr: *mut bpf_sock_addr, cgroup_id: u64, protocol: Protocol) ->
     // SAFETY: the helper takes the context of this hook.
     let cookie = unsafe { bpf_get_socket_cookie(addr.cast()) };
     for _ in 0..TRIES {
-        let port = usage::choose(cgroup_id, protocol, cookie);
+        let port = usage::choose(cgroup_id, protocol, cookie, CLIENT_GRANTED).port;
         if port == 0 {
             return Bound::NoneGranted;
         }

@@ -13,8 +13,8 @@ use bulkhead_abi::{
     Cells, Conversation, DEVICE_RING_BYTES, Denial, DenialKey, DeviceCounters, DeviceKey, EVENT_RING_BYTES,
     HELD_PORT_BYTES, MAX_CONVERSATIONS, MAX_DENIALS, MAX_DEVICE_DENIALS, MAX_DEVICES, MAX_HELD_PORTS,
     MAX_NET_TASKS, MAX_NODE_ADDRESSES, MAX_OPENINGS, MAX_PORT_VERDICTS, MAX_PORT_WORDS, MAX_PREFIXES,
-    MAX_SOCKETS, MAX_TALK_DENIALS, MAX_TASKS, NET_INTERFACES, NetClocks, NetCounters, NetInterface, NetLink,
-    NetRuleDrops, NetTask, Opener, Opening, PortVerdicts, PortWord, PortWordKey, SocketPort, TALK_RING_BYTES,
+    MAX_TALK_DENIALS, MAX_TASKS, NET_INTERFACES, NetClocks, NetCounters, NetInterface, NetLink, NetRuleDrops,
+    NetTask, Opener, Opening, PortVerdicts, PortWord, PortWordKey, SOCKET_SETS, SocketSet, TALK_RING_BYTES,
     TalkCounters, TalkGroups, TalkKey, TalkTask, TaskCounters, TaskPorts, V4_KEY_BYTES, V6_KEY_BYTES,
 };
 
@@ -29,7 +29,7 @@ pub static PORTS: HashMap<PortWordKey, PortWord> =
 pub static COUNTERS: HashMap<u64, TaskCounters> = HashMap::with_max_entries(MAX_TASKS, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static SOCKETS: LruHashMap<u64, SocketPort> = LruHashMap::with_max_entries(MAX_SOCKETS, 0);
+pub static SOCKETS: Array<SocketSet> = Array::with_max_entries(SOCKET_SETS, 0);
 
 #[map]
 pub static DENIALS: HashMap<DenialKey, Denial> = HashMap::with_max_entries(MAX_DENIALS, BPF_F_NO_PREALLOC);

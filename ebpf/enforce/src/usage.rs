@@ -9,11 +9,10 @@
 //! connection in TIME_WAIT, or a process outside the task. The search starts one past the last
 //! choice, so a port is offered again as late as possible.
 
-use aya_ebpf::bindings::BPF_NOEXIST;
-use bulkhead_abi::{INDEX_WORDS, SocketPort};
+use bulkhead_abi::{INDEX_WORDS, SOCKET_WAYS, SocketPort, SocketSet, TaskPorts, port_choice, socket_set};
 
 use crate::{
-    atomic::{fetch_and, fetch_or},
+    atomic::{fetch_and, fetch_or, replace},
     grant::{granted, port_bit, word_key},
     maps::{COUNTERS, PORTS, SOCKETS, TASK_PORTS},
     protocol::Protocol,
@@ -26,11 +25,20 @@ const MAX_STEPS: u32 = 128;
 /// Set beside a port that another socket was given already.
 const TAKEN: u32 = 1 << 16;
 
-/// A port for a socket that asked for any, noted as used: one that looks free, else one that was bound by number; else
-/// some port of the grant that is in use, so that the kernel answers. 0 for a task without ports.
+/// What a socket that asked for any port gets.
+pub struct Choice {
+    /// Noted as used: one that looks free, else one that was bound by number; else some port of the grant that is in use,
+    /// so that the kernel answers. 0 for a task without ports, or where the policy says so.
+    pub port: u16,
+    /// The task's policy: bits of [`port_choice`].
+    pub policy: u32,
+}
+
+/// Chooses, for a task whose policy has this bit.
 #[inline(always)]
-pub fn choose(cgroup_id: u64, protocol: Protocol, cookie: u64) -> u16 {
-    ports_choose(cgroup_id, protocol.index(), cookie) as u16
+pub fn choose(cgroup_id: u64, protocol: Protocol, cookie: u64, policy: u32) -> Choice {
+    let answer = ports_choose(cgroup_id, protocol.index(), cookie, policy);
+    Choice { port: answer as u16, policy: (answer >> 32) as u32 }
 }
 
 /// The socket holds no port any more.
@@ -41,9 +49,16 @@ pub fn release(cookie: u64) {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn ports_choose(cgroup_id: u64, protocol: u32, cookie: u64) -> u32 {
+extern "C" fn ports_choose(cgroup_id: u64, protocol: u32, cookie: u64, wanted: u32) -> u64 {
     let protocol = Protocol::of(protocol);
-    let Some(walk) = Walk::of(cgroup_id, protocol) else { return 0 };
+    let Some(task) = TASK_PORTS.get_ptr(cgroup_id) else { return u64::from(port_choice::DEFAULT) << 32 };
+    // SAFETY: a field of a map value, aligned.
+    let policy = unsafe { (&raw const (*task).choice).read_volatile() };
+    let answer = u64::from(policy) << 32;
+    if policy & wanted == 0 {
+        return answer;
+    }
+    let Some(walk) = Walk::of(cgroup_id, task, protocol) else { return answer };
     let port = match take_free(cgroup_id, protocol, &walk) {
         0 => any(cgroup_id, protocol, &walk),
         port => port,
@@ -53,36 +68,96 @@ extern "C" fn ports_choose(cgroup_id: u64, protocol: u32, cookie: u64) -> u32 {
     } else if port != 0 {
         note(cookie, SocketPort { cgroup_id, port, protocol: protocol.index() });
     }
-    port & !TAKEN
+    answer | u64::from(port & !TAKEN)
+}
+
+/// The sockets beside which this one is noted. Only a socket's own calls, which the kernel serialises, change its note;
+/// where another takes its place meanwhile, a hint is lost.
+struct Set {
+    cookies: *mut u64,
+    ports: *mut SocketPort,
+}
+
+impl Set {
+    #[inline(always)]
+    fn of(cookie: u64) -> Option<Self> {
+        let set: *mut SocketSet = SOCKETS.get_ptr_mut(socket_set(cookie))?;
+        // SAFETY: fields of a map value, aligned.
+        unsafe {
+            Some(Self { cookies: (&raw mut (*set).cookies).cast(), ports: (&raw mut (*set).ports).cast() })
+        }
+    }
+
+    /// Whose place this is; `way` is below [`SOCKET_WAYS`].
+    #[inline(always)]
+    fn cookie(&self, way: usize) -> u64 {
+        // SAFETY: an element of the array, aligned.
+        unsafe { self.cookies.add(way).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn set_cookie(&self, way: usize, cookie: u64) {
+        // SAFETY: as above.
+        unsafe { self.cookies.add(way).write_volatile(cookie) };
+    }
+
+    /// Takes a place that is free.
+    #[inline(always)]
+    fn takes(&self, way: usize, cookie: u64) -> bool {
+        // SAFETY: as above.
+        self.cookie(way) == 0 && unsafe { replace(self.cookies.add(way), 0, cookie) } == 0
+    }
+
+    #[inline(always)]
+    fn port(&self, way: usize) -> SocketPort {
+        // SAFETY: as above.
+        unsafe { self.ports.add(way).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn set_port(&self, way: usize, held: SocketPort) {
+        // SAFETY: as above.
+        unsafe { self.ports.add(way).write_volatile(held) };
+    }
 }
 
 /// Always 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn ports_release(cookie: u64) -> u32 {
-    // SAFETY: only this socket's own calls, which the kernel serialises, change its entry.
-    let Some(&held) = (unsafe { SOCKETS.get(cookie) }) else { return 0 };
-    // It was there a moment ago; if the map evicted it meanwhile, that is as good.
-    let _ = SOCKETS.remove(cookie);
-    unuse(held);
+    let Some(set) = Set::of(cookie) else { return 0 };
+    for way in 0..SOCKET_WAYS {
+        if set.cookie(way) == cookie {
+            let held = set.port(way);
+            set.set_cookie(way, 0);
+            unuse(held);
+            return 0;
+        }
+    }
     0
 }
 
 /// Remembers what a socket was given, in place of what it was given before and the kernel refused.
 #[inline(always)]
 fn note(cookie: u64, held: SocketPort) {
-    if SOCKETS.insert(cookie, held, u64::from(BPF_NOEXIST)).is_ok() {
-        return;
+    let Some(set) = Set::of(cookie) else { return };
+    for way in 0..SOCKET_WAYS {
+        if set.cookie(way) == cookie {
+            let before = set.port(way);
+            set.set_port(way, held);
+            if before != held {
+                unuse(before);
+            }
+            return;
+        }
     }
-    // SAFETY: as in `ports_release`.
-    if let Some(&before) = unsafe { SOCKETS.get(cookie) }
-        && before != held
-    {
-        unuse(before);
+    for way in 0..SOCKET_WAYS {
+        if set.takes(way, cookie) {
+            return set.set_port(way, held);
+        }
     }
-    if SOCKETS.insert(cookie, held, 0).is_err() {
-        unuse(held);
-    }
+    set.set_cookie(0, cookie);
+    set.set_port(0, held);
 }
 
 /// Goes round the grant once, from where the last search ended, and takes the first port that looks free. 0 if none
@@ -126,8 +201,7 @@ struct Walk {
 
 impl Walk {
     #[inline(always)]
-    fn of(cgroup_id: u64, protocol: Protocol) -> Option<Self> {
-        let task = TASK_PORTS.get_ptr(cgroup_id)?;
+    fn of(cgroup_id: u64, task: *const TaskPorts, protocol: Protocol) -> Option<Self> {
         let counters = COUNTERS.get_ptr_mut(cgroup_id)?;
         let protocol = protocol.index() as usize;
         // SAFETY: `protocol` is 0 or 1, and all three are arrays of two.

@@ -5,7 +5,9 @@
 
 use std::path::Path;
 
-use bulkhead_abi::{PORTS_VERSION, PortWord, TaskPorts, names, port_choice};
+use bulkhead_abi::{
+    PORTS_VERSION, PortWord, SOCKET_WAYS, SocketPort, SocketSet, TaskPorts, names, port_choice, socket_set,
+};
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 
 use super::{
@@ -19,14 +21,20 @@ const V1_GRANT_INDEX: &str = "GRANT_INDEX";
 const V1_GRANTS: &str = "GRANTS";
 const V1_PORT_USE: &str = "PORT_USE";
 /// Maps whose layout never changed.
-const UNCHANGED: [&str; 3] = [names::COUNTERS, names::SOCKETS, names::DENIALS];
+const UNCHANGED: [&str; 2] = [names::COUNTERS, names::DENIALS];
 
 /// Fills the port maps in `to` from those in `from`, which this build takes over; events are left behind.
 pub(super) fn take_over_ports(from: &Path, to: &Path) -> Result<(), BpfError> {
     let each = |maps: &[&str]| maps.iter().try_for_each(|name| copy(&from.join(name), &to.join(name)));
     each(&UNCHANGED)?;
     let name = name_of(from);
-    if PinName::parse(&name).is_some_and(|name| name.version == PORTS_VERSION) {
+    let version = PinName::parse(&name).map_or(0, |name| name.version);
+    if version == PORTS_VERSION {
+        copy_sets(&from.join(names::SOCKETS), &to.join(names::SOCKETS))?;
+        return each(&[names::TASK_PORTS, names::PORTS]);
+    }
+    put_into_sets(&from.join(names::SOCKETS), &to.join(names::SOCKETS))?;
+    if version == 2 {
         return each(&[names::TASK_PORTS, names::PORTS]);
     }
     convert(&from.join(V1_GRANT_INDEX), &to.join(names::TASK_PORTS), |_, index| Ok(task_of_v1(index)))?;
@@ -56,6 +64,46 @@ fn convert(
         }
     }
     Ok(())
+}
+
+/// Those with a socket; all others are there as they are.
+fn copy_sets(from: &Path, to: &Path) -> Result<(), BpfError> {
+    let (old, new) = (open(from)?, open(to)?);
+    for index in old.keys() {
+        let set = lookup(&old, &index, from)?;
+        if let Some(set) = set.filter(|set| set.iter().any(|byte| *byte != 0)) {
+            new.update(&index, &set, MapFlags::ANY).map_err(failed("write", to))?;
+        }
+    }
+    Ok(())
+}
+
+/// Before version 3 each socket was an entry of its own, by its cookie.
+fn put_into_sets(from: &Path, to: &Path) -> Result<(), BpfError> {
+    let (old, new) = (open(from)?, open(to)?);
+    for cookie in old.keys() {
+        let Some(held) = lookup(&old, &cookie, from)? else { continue };
+        let index = socket_set(native(&cookie)).to_ne_bytes();
+        let Some(mut set) = lookup(&new, &index, to)? else { continue };
+        // One more than fits is forgotten, as the programs do.
+        if put_into_set(&mut set, &cookie, &held) {
+            new.update(&index, &set, MapFlags::ANY).map_err(failed("write", to))?;
+        }
+    }
+    Ok(())
+}
+
+/// Into the first free place of the bytes of a [`SocketSet`]; false where there is none.
+fn put_into_set(set: &mut [u8], cookie: &[u8], held: &[u8]) -> bool {
+    const COOKIE: usize = size_of::<u64>();
+    const PORT: usize = size_of::<SocketPort>();
+    let sizes = [set.len(), cookie.len(), held.len()];
+    let Some((cookies, ports)) = set.split_at_mut_checked(SOCKET_WAYS * COOKIE) else { return false };
+    let free = cookies.chunks_exact(COOKIE).position(|place| native(place) == 0);
+    let Some(way) = free.filter(|_| sizes == [size_of::<SocketSet>(), COOKIE, PORT]) else { return false };
+    cookies[way * COOKIE..][..COOKIE].copy_from_slice(cookie);
+    ports[way * PORT..][..PORT].copy_from_slice(held);
+    true
 }
 
 fn open(path: &Path) -> Result<MapHandle, BpfError> {
@@ -98,6 +146,22 @@ fn native(bytes: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sockets_fill_their_set_and_one_more_is_forgotten() {
+        let mut set = vec![0; size_of::<SocketSet>()];
+        for cookie in 1..=4u64 {
+            let held = [cookie.to_ne_bytes(), (cookie + 80).to_ne_bytes()].concat();
+            assert!(put_into_set(&mut set, &cookie.to_ne_bytes(), &held));
+        }
+        assert!(!put_into_set(&mut set, &5u64.to_ne_bytes(), &[7; 16]));
+        assert_eq!(
+            set.chunks_exact(8).map(native).collect::<Vec<_>>(),
+            [1, 2, 3, 4, 1, 81, 2, 82, 3, 83, 4, 84]
+        );
+        assert!(!put_into_set(&mut vec![0; size_of::<SocketSet>()], &[1; 8], &[7; 15]), "of another layout");
+        assert!(!put_into_set(&mut vec![0; 32], &[1; 8], &[7; 16]));
+    }
 
     #[test]
     fn values_of_the_first_layout_become_those_of_this_one() {
