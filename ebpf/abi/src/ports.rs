@@ -176,7 +176,8 @@ pub struct SocketSet {
 /// The index of the [`SocketSet`] that the socket with this cookie belongs into.
 #[inline(always)]
 pub const fn socket_set(cookie: u64) -> u32 {
-    cookie as u32 & (SOCKET_SETS - 1)
+    let [a, b, c, d, ..] = cookie.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d]) & (SOCKET_SETS - 1)
 }
 
 /// What a [`DenialKey::call`] says.

@@ -1,25 +1,17 @@
 //! Loading, in a process of its own: everything appears under its final name, or nothing.
 
+mod enforce;
+
 use std::{
     fs::{self, File},
     os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
 };
 
-use aya::{
-    Ebpf, EbpfLoader,
-    programs::{
-        CgroupAttachMode, Program, ProgramError,
-        links::{FdLink, LinkError},
-    },
-};
 use bulkhead_abi::{MAX_EXITS, MAX_OOMS, MAX_OWNERS, MAX_TASKS, names};
-use bulkhead_ebpf::{
-    ENFORCE,
-    observe::{
-        connections::ConnectionsSkelBuilder, exits::ExitsSkelBuilder, foreign::ForeignSkelBuilder,
-        listen::ListenSkelBuilder, ooms::OomsSkelBuilder,
-    },
+use bulkhead_ebpf::observe::{
+    connections::ConnectionsSkelBuilder, exits::ExitsSkelBuilder, foreign::ForeignSkelBuilder,
+    listen::ListenSkelBuilder, ooms::OomsSkelBuilder,
 };
 use libbpf_rs::{
     libbpf_sys,
@@ -30,25 +22,12 @@ use super::{
     BpfError, LoadSpec,
     link::{attach_and_pin, pin_again, replace_and_pin},
     lsm,
-    migrate::{copy, take_over_ports},
+    migrate::copy,
     pins::{
         PinName, PinNames, create_dir, ensure_bpffs, entries, host_netns, name_of, remove_pins, remove_stale,
         unfinished,
     },
 };
-
-/// The programs of [`names::NET_PROGRAMS`], and where they are attached.
-const NET_HOOKS: [(&str, u32); 2] = [
-    (names::NET_PROGRAMS[0], libbpf_sys::BPF_CGROUP_INET_EGRESS),
-    (names::NET_PROGRAMS[1], libbpf_sys::BPF_CGROUP_INET_INGRESS),
-];
-/// The programs of [`names::TALK_PROGRAMS`], and where they are attached.
-const TALK_HOOKS: [(&str, u32); 4] = [
-    (names::TALK_PROGRAMS[0], libbpf_sys::BPF_CGROUP_INET4_CONNECT),
-    (names::TALK_PROGRAMS[1], libbpf_sys::BPF_CGROUP_INET6_CONNECT),
-    (names::TALK_PROGRAMS[2], libbpf_sys::BPF_CGROUP_UDP4_SENDMSG),
-    (names::TALK_PROGRAMS[3], libbpf_sys::BPF_CGROUP_UDP6_SENDMSG),
-];
 
 /// What was loaded besides the port rules, without which loading fails.
 #[derive(Debug)]
@@ -69,19 +48,18 @@ pub fn load_and_pin(spec: &LoadSpec) -> Result<LoadReport, BpfError> {
     ensure_bpffs(&spec.pin_dir)?;
     create_dir(&spec.pin_dir)?;
     let names = PinNames::of(spec)?;
-    complete(spec, &names.ports, load_ports)?;
-    let others = [
+    let deciding = enforce::load(spec, &names)?;
+    let observing = [
         complete(spec, &names.listen, load_listen),
-        complete(spec, &names.devices, load_devices),
-        complete(spec, &names.talk, load_talk),
-        complete(spec, &names.net, load_net),
         complete(spec, &names.connections, load_connections),
         complete(spec, &names.exits, load_exits),
         complete(spec, &names.ooms, load_ooms),
         complete(spec, &names.foreign, load_foreign),
     ];
     remove_stale(spec, &names)?;
-    Ok(LoadReport { missing: others.into_iter().filter_map(Result::err).collect() })
+    Ok(LoadReport {
+        missing: deciding.into_iter().chain(observing.into_iter().filter_map(Result::err)).collect(),
+    })
 }
 
 /// Has a directory filled and gives it its name.
@@ -90,58 +68,61 @@ fn complete(
     name: &str,
     load: fn(&LoadSpec, &Path, &[PathBuf]) -> Result<(), BpfError>,
 ) -> Result<(), BpfError> {
-    let target = spec.pin_dir.join(name);
-    if target.exists() {
-        return Ok(());
+    match Unfinished::begin(spec, name)? {
+        None => Ok(()),
+        Some(begun) => {
+            let result = load(spec, &begun.dir, &begun.older);
+            begun.end(result)
+        }
     }
-    let is_older = |dir: &PathBuf| {
-        let dir = name_of(dir);
-        PinName::parse(name).zip(PinName::parse(&dir)).is_some_and(|(new, old)| new.takes_over(&old))
-    };
-    let older: Vec<_> = entries(&spec.pin_dir)?.into_iter().filter(is_older).collect();
-    let dir = unfinished(spec, name);
-    create_dir(&dir)?;
-    let result = load(spec, &dir, &older)
-        .and_then(|()| fs::rename(&dir, &target).map_err(BpfError::io("complete", &target)));
-    if result.is_err() {
-        // The first error says more than one from cleaning up after it.
-        let _ = remove_pins(&dir);
-    }
-    // Another loader may have been faster; what it made is as good.
-    if target.exists() { Ok(()) } else { result }
 }
 
-/// Opens the object, and pins those of its maps.
-fn open_enforce(spec: &LoadSpec, dir: &Path, maps: &[&'static str]) -> Result<Ebpf, BpfError> {
-    let enforce = EbpfLoader::new()
-        .override_global(names::TASK_LEVEL, &spec.task_level, true)
-        .override_global(names::HOST_NETNS, &host_netns(), true)
-        .load(ENFORCE)
-        .map_err(BpfError::Object)?;
-    for &name in maps {
-        let map = enforce.map(name).ok_or(BpfError::NotInObject(name))?;
-        let path = dir.join(name);
-        map.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
-    }
-    Ok(enforce)
+/// A directory that is being filled.
+struct Unfinished {
+    dir: PathBuf,
+    target: PathBuf,
+    /// What other builds left, which this one takes over.
+    older: Vec<PathBuf>,
 }
 
-fn load_ports(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
-    let cgroup = File::open(&spec.cgroup).map_err(BpfError::io("open", &spec.cgroup))?;
-    let mut enforce = open_enforce(spec, dir, &names::ENFORCE_MAPS)?;
-    for name in names::ENFORCE_PROGRAMS {
-        let program = enforce.program_mut(name).ok_or(BpfError::NotInObject(name))?;
-        load(program).map_err(|source| BpfError::Program { op: "load", name, source })?;
+impl Unfinished {
+    /// `None` where it is complete already.
+    fn begin(spec: &LoadSpec, name: &str) -> Result<Option<Self>, BpfError> {
+        let target = spec.pin_dir.join(name);
+        if target.exists() {
+            return Ok(None);
+        }
+        let is_older = |dir: &PathBuf| {
+            let dir = name_of(dir);
+            PinName::parse(name).zip(PinName::parse(&dir)).is_some_and(|(new, old)| new.takes_over(&old))
+        };
+        let older = entries(&spec.pin_dir)?.into_iter().filter(is_older).collect();
+        let dir = unfinished(spec, name);
+        create_dir(&dir)?;
+        Ok(Some(Self { dir, target, older }))
     }
-    older.iter().try_for_each(|from| take_over_ports(from, dir))?;
-    for name in names::ENFORCE_PROGRAMS {
-        let program = enforce.program_mut(name).ok_or(BpfError::NotInObject(name))?;
-        let link =
-            attach(program, &cgroup).map_err(|source| BpfError::Program { op: "attach", name, source })?;
-        let path = dir.join(name);
-        link.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
+
+    /// Gives it its name if all went well.
+    fn end(self, result: Result<(), BpfError>) -> Result<(), BpfError> {
+        let Self { dir, target, .. } = self;
+        let result =
+            result.and_then(|()| fs::rename(&dir, &target).map_err(BpfError::io("complete", &target)));
+        if result.is_err() {
+            remove_unfinished(&dir);
+        }
+        // Another loader may have been faster; what it made is as good.
+        if target.exists() { Ok(()) } else { result }
     }
-    Ok(())
+
+    /// Gives up on it.
+    fn remove(self) {
+        remove_unfinished(&self.dir);
+    }
+}
+
+fn remove_unfinished(dir: &Path) {
+    // What made it fail says more than an error from cleaning up after it.
+    let _ = remove_pins(dir);
 }
 
 /// On top of the port rules, whose maps it uses.
@@ -175,89 +156,6 @@ fn load_listen(spec: &LoadSpec, dir: &Path, _: &[PathBuf]) -> Result<(), BpfErro
     Ok(())
 }
 
-fn load_devices(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
-    let name = names::DEVICE_PROGRAM;
-    let cgroup = File::open(&spec.cgroup).map_err(BpfError::io("open", &spec.cgroup))?;
-    let mut enforce = open_enforce(spec, dir, &names::DEVICE_MAPS)?;
-    let program = enforce.program_mut(name).ok_or(BpfError::NotInObject(name))?;
-    let failed = |source| BpfError::Program { op: "load", name, source };
-    let Program::CgroupDevice(hook) = program else {
-        return Err(failed(ProgramError::UnexpectedProgramType));
-    };
-    hook.load().map_err(failed)?;
-    let lasting = || names::DEVICE_MAPS.into_iter().filter(|name| *name != names::DEVICE_EVENTS);
-    for from in older {
-        lasting().try_for_each(|name| copy(&from.join(name), &dir.join(name)))?;
-    }
-    let path = dir.join(name);
-    let hook = hook.fd().map_err(failed)?.as_fd();
-    attach_and_pin(hook, cgroup.as_fd(), libbpf_sys::BPF_CGROUP_DEVICE, &path)
-        .map_err(BpfError::io("attach and pin", &path))
-}
-
-/// Packets and calls are at no moment without rules while another build takes over, and are not counted twice: the new
-/// programs get the maps that are there, and the place of the older programs in their links.
-struct InPlace<'a> {
-    maps: &'a [&'static str],
-    /// Maps of another directory that these programs use too.
-    borrowed: (&'a [&'static str], PathBuf),
-    /// With where they are attached: a `BPF_CGROUP_..` of linux/bpf.h.
-    hooks: &'a [(&'static str, u32)],
-}
-
-impl InPlace<'_> {
-    fn load(&self, spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
-        let cgroup = File::open(&spec.cgroup).map_err(BpfError::io("open", &spec.cgroup))?;
-        let older = older.iter().find(|from| self.hooks.iter().all(|(name, _)| from.join(name).exists()));
-        if let Some(from) = older {
-            // A map that the older build did not have begins empty.
-            for name in self.maps.iter().filter(|name| from.join(name).exists()) {
-                pin_again(&from.join(name), &dir.join(name))
-                    .map_err(BpfError::io("pin again", from.join(name)))?;
-            }
-        }
-        let mut loader = EbpfLoader::new();
-        let netns = host_netns();
-        loader.override_global(names::TASK_LEVEL, &spec.task_level, true).override_global(
-            names::HOST_NETNS,
-            &netns,
-            true,
-        );
-        for name in self.maps {
-            loader.map_pin_path(name, dir.join(name));
-        }
-        for name in self.borrowed.0 {
-            loader.map_pin_path(name, self.borrowed.1.join(name));
-        }
-        let mut enforce = loader.load(ENFORCE).map_err(BpfError::Object)?;
-        for &(name, kind) in self.hooks {
-            let program = enforce.program_mut(name).ok_or(BpfError::NotInObject(name))?;
-            load(program).map_err(|source| BpfError::Program { op: "load", name, source })?;
-            let program = program.fd().map_err(|source| BpfError::Program { op: "open", name, source })?;
-            let path = dir.join(name);
-            match older {
-                Some(from) => replace_and_pin(&from.join(name), program.as_fd(), &path),
-                None => attach_and_pin(program.as_fd(), cgroup.as_fd(), kind, &path),
-            }
-            .map_err(BpfError::io("attach and pin", &path))?;
-        }
-        Ok(())
-    }
-}
-
-fn load_talk(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
-    let parts = InPlace { maps: &names::TALK_MAPS, borrowed: (&[], PathBuf::new()), hooks: &TALK_HOOKS };
-    parts.load(spec, dir, older)
-}
-
-fn load_net(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
-    // Packets are asked about in the same maps as calls, where there are rules at all.
-    let talk = spec.pin_dir.join(PinNames::of(spec)?.talk);
-    let borrowed: &[&str] = if talk.exists() { &names::TALK_MAPS } else { &[] };
-    let parts = InPlace { maps: &names::NET_MAPS, borrowed: (borrowed, talk), hooks: &NET_HOOKS };
-    parts.load(spec, dir, older)
-}
-
 /// Another build gets the map that is there and the place of the older program in its link, so that no connection is
 /// counted twice, or not at all.
 fn load_connections(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
@@ -289,34 +187,6 @@ fn load_connections(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<()
         None => attach_and_pin(program, cgroup.as_fd(), libbpf_sys::BPF_CGROUP_SOCK_OPS, &link),
     }
     .map_err(BpfError::io("attach and pin", &link))
-}
-
-fn load(program: &mut Program) -> Result<(), ProgramError> {
-    match program {
-        Program::CgroupSockAddr(hook) => hook.load(),
-        Program::CgroupSock(hook) => hook.load(),
-        Program::CgroupSkb(hook) => hook.load(),
-        _ => Err(ProgramError::UnexpectedProgramType),
-    }
-}
-
-/// Other programs may be attached to the same cgroup, before or after: all of them have to allow.
-fn attach(program: &mut Program, cgroup: &File) -> Result<FdLink, ProgramError> {
-    // The mode is about attachments without a link. Links are shared always, and take no other mode.
-    const MODE: CgroupAttachMode = CgroupAttachMode::Single;
-    let link: Result<FdLink, LinkError> = match program {
-        Program::CgroupSockAddr(hook) => {
-            let id = hook.attach(cgroup, MODE)?;
-            hook.take_link(id)?.try_into()
-        }
-        Program::CgroupSock(hook) => {
-            let id = hook.attach(cgroup, MODE)?;
-            hook.take_link(id)?.try_into()
-        }
-        _ => return Err(ProgramError::UnexpectedProgramType),
-    };
-    // Only kernels before 5.7 attach without a link, and those fail to load for other reasons.
-    link.map_err(|_| ProgramError::NotAttached)
 }
 
 fn load_exits(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
