@@ -1,6 +1,7 @@
 //! The command line: flags and environment on top of the file, and the subcommands.
 
 mod calibrate;
+mod locality;
 
 use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode};
 
@@ -34,9 +35,18 @@ Examples:
   bulkhead-agent --config /etc/bulkhead/agent.toml --ports 31000-31999
   bulkhead-agent probe            what this kernel can enforce
   bulkhead-agent calibrate-disk /var/lib/bulkhead     what the disk can do, so that it is offered
+  bulkhead-agent locality --locality-root /data /data/logs     what it costs to read that from here
   bulkhead-agent cleanup          end all tasks and take everything out of the kernel
 
 Exit status: 0 after SIGTERM or SIGINT, 1 when the agent could not start or go on, 2 for a wrong command line.";
+
+const LOCALITY_EXAMPLES: &str = "\
+Examples:
+  bulkhead-agent locality --config /etc/bulkhead/agent.toml /data/logs
+  bulkhead-agent locality --locality-root /data '/data/day=*/part-0*.orc' --json | jq '.[].access_usec'
+  bulkhead-agent locality --config /etc/bulkhead/agent.toml webhdfs://namenode.example:9870/logs
+
+Exit status: 0 when everything is known, 1 when something is not, 2 for a wrong command line.";
 
 const CALIBRATE_EXAMPLES: &str = "\
 Examples:
@@ -65,6 +75,12 @@ enum Command {
     /// weighs requests by (io.cost). The agent takes it at its next start.
     #[command(after_help = CALIBRATE_EXAMPLES)]
     CalibrateDisk(calibrate::CalibrateDisk),
+    /// Show what frameworks are told about the way to their data: where it is, and what it costs to read it from here
+    ///
+    /// Nothing is read but directories. The answer is that of an agent with the same settings, so only what is below
+    /// --locality-root, or the roots of the configuration, is looked at.
+    #[command(after_help = LOCALITY_EXAMPLES)]
+    Locality(locality::Locality),
     /// End all tasks of the agent with these settings, and remove its cgroups and BPF programs
     ///
     /// For uninstalling, and after a crash that nobody will follow up. Sandboxes and the journal stay.
@@ -182,6 +198,10 @@ struct Settings {
     /// Directory that tasks may have as a volume, or below; may be given several times
     #[arg(long = "volume-dir", value_name = "DIR", global = true)]
     volume_dirs: Vec<PathBuf>,
+    /// Let frameworks ask what is below this directory and how large, which the agent looks at as root; may be given
+    /// several times
+    #[arg(long = "locality-root", value_name = "DIR", global = true)]
+    locality_roots: Vec<PathBuf>,
 }
 
 fn attribute(text: &str) -> Result<(String, String), String> {
@@ -230,6 +250,7 @@ impl Settings {
         config.allow_trusted_tasks |= self.allow_trusted_tasks;
         config.readable_paths.extend(self.readable_paths);
         config.volume_dirs.extend(self.volume_dirs);
+        config.locality.roots.extend(self.locality_roots);
         config.check()?;
         Ok(config)
     }
@@ -248,6 +269,9 @@ impl Cli {
             None => serve(self.settings.resolve()?),
             Some(Command::Probe { json }) => probe(&self.settings.resolve()?, json),
             Some(Command::CalibrateDisk(args)) => calibrate::run(&args, &self.settings.resolve()?),
+            Some(Command::Locality(args)) => {
+                runtime()?.block_on(locality::run(&args, &self.settings.resolve()?))
+            }
             Some(Command::Cleanup) => {
                 runtime()?.block_on(node::cleanup(&self.settings.resolve()?))?;
                 Ok(ExitCode::SUCCESS)

@@ -26,6 +26,10 @@ use crate::{
 
 use crate::grant::MIN_DISK_BYTES;
 
+mod locality;
+
+pub use locality::LocalityConfig;
+
 /// Everything that can be set in the file. Most of it has a flag of the same name, with dashes.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
@@ -149,6 +153,8 @@ pub struct Config {
     pub artifact_timeout_ms: u64,
     /// PEM certificates that are trusted for https besides the host's; empty is none.
     pub artifact_ca_file: PathBuf,
+    /// What frameworks are told about the way to their data.
+    pub locality: LocalityConfig,
 }
 
 impl Default for Config {
@@ -210,6 +216,7 @@ impl Default for Config {
             artifact_max: ByteSize::gib(8),
             artifact_timeout_ms: 1_800_000,
             artifact_ca_file: PathBuf::new(),
+            locality: LocalityConfig::default(),
         }
     }
 }
@@ -282,18 +289,14 @@ impl Config {
         if let Err(e) = self.port_set() {
             return bad("ports", self.ports.clone(), &e.to_string());
         }
-        let host_and_port = |text: &str| {
-            let parts = text.rsplit_once(':');
-            parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-        };
-        if !host_and_port(&self.master) {
+        if !locality::host_and_port(&self.master) {
             return bad("master", self.master.clone(), "write HOST:PORT, such as 127.0.0.1:5050");
         }
         if self.listen.ip().is_unspecified() && self.advertise.is_empty() {
             let why = "others cannot reach this address: say with advertise (HOST:PORT) what they can";
             return bad("listen", self.listen.to_string(), why);
         }
-        if !self.advertise.is_empty() && !host_and_port(&self.advertise) {
+        if !self.advertise.is_empty() && !locality::host_and_port(&self.advertise) {
             return bad("advertise", self.advertise.clone(), "write HOST:PORT, such as node7.example:5051");
         }
         if let Some(kind) = self.allow_unenforced.iter().find(|k| !KINDS.contains(&k.as_str())) {
@@ -360,7 +363,7 @@ impl Config {
             let value = self.cgroup_root.display().to_string();
             return bad("cgroup_root", value, "name a directory below the cgroup2 mount, such as bulkhead");
         }
-        Ok(())
+        self.locality.check()
     }
 
     /// The offered ports.
@@ -453,6 +456,14 @@ impl Config {
             credentials,
             ..bulkhead_image::Settings::new(self.image_store_size.as_u64())
         })
+    }
+
+    /// The name that others know this node by: the configured one, or the host's.
+    pub fn shown_hostname(&self) -> String {
+        if !self.hostname.is_empty() {
+            return self.hostname.clone();
+        }
+        nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
     /// `kill_grace_ms` as a duration.

@@ -14,6 +14,7 @@ pub mod limits;
 pub mod mounts;
 mod netlink;
 pub mod netns;
+pub mod page_cache;
 pub mod pidfd;
 pub mod pressure;
 pub mod probe;

@@ -3,6 +3,7 @@
 pub mod budget;
 pub mod disk;
 pub mod disk_speed;
+pub mod locality;
 pub mod network;
 pub mod node;
 pub mod ports;

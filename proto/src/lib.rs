@@ -22,6 +22,7 @@ pub mod v1 {
 /// the master lists. Ten thousand tasks of a few kilobytes each.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
+pub mod data_sets;
 pub mod ids;
 mod json;
 mod ports;

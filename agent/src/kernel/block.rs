@@ -26,7 +26,8 @@ pub struct DeviceNumber {
 }
 
 impl DeviceNumber {
-    fn of(dev: u64) -> Self {
+    /// From what `stat` calls `st_dev`.
+    pub fn of(dev: u64) -> Self {
         Self { major: libc::major(dev), minor: libc::minor(dev) }
     }
 }

@@ -21,10 +21,9 @@ use crate::{
 
 /// Who this agent is; `listening` is what its own API is reached by.
 pub(super) fn info(config: &Config, listening: String) -> Result<AgentInfo, NodeError> {
-    let host = || nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(AgentInfo {
         agent_id: identity::agent_id(&config.work_dir)?,
-        hostname: if config.hostname.is_empty() { host() } else { config.hostname.clone() },
+        hostname: config.shown_hostname(),
         api_address: if config.advertise.is_empty() { listening } else { config.advertise.clone() },
         attributes: config.attributes.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
