@@ -24,6 +24,7 @@ use crate::{
     isolate::TaskPlace,
     journal::Journal,
     launch::{LaunchError, Launcher, Running, plan::Defaults},
+    measure::locality::Names,
     metrics::Metrics,
     offer::{Ledger, Reporter, ledger::TaskKey},
     task::{End, KillRequest, Table},
@@ -32,6 +33,7 @@ use crate::{
 
 mod imaging;
 mod launching;
+mod locality;
 mod recovery;
 mod reporting;
 mod resizing;
@@ -71,6 +73,10 @@ pub enum Message {
     Cleared(TaskKey, TaskStatus),
     /// The journal took or refused a record that was only written to see.
     JournalTried(bool),
+    /// The master says what a framework names.
+    WatchDataSets(v1::WatchDataSets),
+    /// What it costs to reach data sets, where that is news.
+    DataAccess(Vec<v1::DataAccess>),
     /// The local API asks for the node's state.
     Info(oneshot::Sender<v1::GetInfoResponse>),
     /// The local API asks for the tasks.
@@ -173,6 +179,8 @@ pub struct Parts {
     pub journal: Journal,
     /// What the kernel refused.
     pub events: Arc<EventLog>,
+    /// What frameworks name is looked at by them.
+    pub data_sets: Names,
     /// What Prometheus is told.
     pub metrics: Arc<Metrics>,
     /// What tasks leave out.
@@ -201,6 +209,8 @@ pub struct Keeper {
     revocable_cap: RevocableCap,
     /// The version of the books that the master was last told of, or found not worth telling.
     reported: Option<u64>,
+    /// Answers that wait for room on the way to the master, by data set.
+    data_access: BTreeMap<String, v1::DataAccess>,
 }
 
 /// How often the clock is looked at: repetitions and reports are late by this at most.
@@ -228,6 +238,7 @@ impl Keeper {
                 journal_works: true,
                 revocable_cap: RevocableCap::default(),
                 reported: None,
+                data_access: BTreeMap::new(),
             },
             sender,
         )
@@ -285,6 +296,8 @@ impl Keeper {
             Message::Resized(done) => self.resized(*done),
             Message::Acknowledge(ack) => self.acknowledge(&ack),
             Message::Observed(observation) => self.observe(&observation),
+            Message::WatchDataSets(watch) => self.watch_data_sets(watch),
+            Message::DataAccess(news) => self.note_data_access(news),
             Message::Launched(key, Ok(running)) => self.launched(key, running),
             Message::Launched(key, Err(error)) => self.launch_failed(&key, &error),
             Message::Ended(key, end) => self.ended(&key, &end),
@@ -371,6 +384,7 @@ impl Keeper {
                 self.send(&outbox, agent_message::Message::Report(report));
             }
         }
+        self.flush_data_access(&outbox);
         for status in self.table.due(now, outbox.capacity()) {
             self.send(&outbox, agent_message::Message::Status(status));
         }

@@ -13,6 +13,8 @@
 //!   becomes messages to the keeper.
 //! - one `launch` and then one `supervise` per task, which report back to the keeper.
 //! - `sampler` measures the node every period and tells the keeper.
+//! - `locality` looks at the data sets that frameworks name, one at a time on a thread of its own, and tells the keeper
+//!   what is news.
 //! - `events` follows the kernel's ring buffer of refusals into the event log.
 //! - `api` answers on TCP and on the unix socket; it asks the keeper and reads sandboxes.
 //! - one thread outside the runtime writes the journal through io_uring.

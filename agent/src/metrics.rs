@@ -15,11 +15,13 @@ use prometheus::{
 
 mod caches;
 mod connections;
+mod locality;
 mod measured;
 mod traffic;
 
 pub use caches::ReadCache;
 pub use connections::ReadConnections;
+pub use locality::LocalityMetrics;
 pub use measured::SamplerMetrics;
 pub use traffic::ReadTraffic;
 

@@ -32,6 +32,7 @@ mod capacity;
 mod cleanup;
 mod error;
 mod isolation;
+mod locality;
 mod programs;
 mod reserved;
 mod settings;
@@ -106,6 +107,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     let images = Store::open(&config.work_dir.join("images"), config.images()?)?;
     let stager = Stager::new(config.stage())?;
     tell_caches(&metrics, &stager, &images)?;
+    let (data_sets, answers) = locality::start(&config, &metrics).await?;
     let (mut keeper, messages) = Keeper::new(Parts {
         ledger,
         reporter: Reporter::new(enforced, Duration::from_millis(config.report_every_ms)),
@@ -115,6 +117,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         stager,
         journal,
         events: Arc::clone(&events),
+        data_sets,
         metrics: Arc::clone(&metrics),
         defaults: settings::defaults(&config, disk.is_some(), &features)?,
         history: config.sandbox_keep_count,
@@ -123,6 +126,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     });
     keeper.recover(replayed)?;
     tokio::spawn(keeper.run());
+    tokio::spawn(locality::forward(answers, messages.clone()));
     programs.tell_refusals(&events);
     let sampling = Sampling {
         node: NodeSampler::start(tree, Instant::now())?,

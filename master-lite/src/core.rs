@@ -18,6 +18,7 @@ mod effect;
 mod event;
 mod frameworks;
 mod listing;
+mod locality;
 mod offering;
 mod resizing;
 mod statuses;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bulkhead_proto::{
+    data_sets::check_names,
     ids::check_id,
     v1::{FrameworkInfo, ResourceClass, Resources},
 };
@@ -56,6 +57,8 @@ pub struct Framework {
     pub registered: UnixMs,
     /// Number of its newest offer; 0 where it never had one.
     pub last_offered: u64,
+    /// Data sets that agents were told of.
+    pub watched: Vec<String>,
     refusals: BTreeMap<(AgentId, i32), Refusal>,
 }
 
@@ -143,6 +146,7 @@ impl Frameworks {
             phase,
             registered: now,
             last_offered: 0,
+            watched: Vec::new(),
             refusals: BTreeMap::new(),
         });
         self.set_phase(id, phase);
@@ -194,6 +198,7 @@ pub fn check_subscription(mut info: FrameworkInfo) -> Result<FrameworkInfo, Stri
             "resource class {odd} is not one: ask for GUARANTEED (1), REVOCABLE (2) or both"
         ));
     }
+    check_names(&info.data_sets)?;
     if let Some(minimum) = &info.minimum {
         minimum.port_set().map_err(|e| format!("minimum offer: {e}"))?;
     }

@@ -1,10 +1,10 @@
 //! What every agent said about itself last.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_proto::{
     ids::check_id,
-    v1::{AgentInfo, Register, ResourceReport, Resources},
+    v1::{AgentInfo, DataAccess, Register, ResourceReport, Resources},
 };
 
 use crate::ids::{AgentId, SessionId, UnixMs};
@@ -22,6 +22,8 @@ pub struct Agent {
     pub heard: UnixMs,
     /// When it first registered with this master.
     pub registered: UnixMs,
+    /// What it costs to reach the data sets that frameworks named, by their names.
+    pub data_access: BTreeMap<String, DataAccess>,
 }
 
 /// All agents whose tasks are not lost.
@@ -60,6 +62,7 @@ impl Inventory {
             session: Some(session),
             heard: now,
             registered: self.agents.get(id).map_or(now, |known| known.registered),
+            data_access: BTreeMap::new(),
         };
         self.agents.insert(id.clone(), agent);
         self.sessions.insert(session, id.clone());
@@ -87,6 +90,20 @@ impl Inventory {
             agent.report = report.clone();
         }
         newer
+    }
+
+    /// Takes over what it costs to reach these data sets.
+    pub fn note_data_access(&mut self, id: &AgentId, answers: &[DataAccess]) {
+        if let Some(agent) = self.agents.get_mut(id) {
+            agent.data_access.extend(answers.iter().map(|a| (a.data_set.clone(), a.clone())));
+        }
+    }
+
+    /// Forgets what it costs to reach all other data sets.
+    pub fn forget_data_access(&mut self, all_but: &BTreeSet<String>) {
+        for agent in self.agents.values_mut() {
+            agent.data_access.retain(|name, _| all_but.contains(name));
+        }
     }
 
     /// Forgets an agent.

@@ -45,6 +45,7 @@ impl Keeper {
         self.outbox = None;
         self.table.new_session();
         self.reported = None;
+        self.forget_data_sets();
         let report = self.parts.reporter.stamp(self.parts.ledger.report(), Instant::now());
         self.parts.metrics.resources(&report);
         let tasks = self.table.current().map(|(key, record)| record.to_task(key)).collect();

@@ -13,7 +13,7 @@ use crate::{
     },
     launch::host_parts::HostPartsError,
     link::LinkError,
-    measure::{disk_speed::ModelError, node::MeasureError},
+    measure::{disk_speed::ModelError, locality::HdfsError, node::MeasureError},
 };
 
 /// Why an agent does not start, or stopped.
@@ -85,6 +85,9 @@ pub enum NodeError {
     /// The disk's cost model in the kernel.
     #[error(transparent)]
     IoCost(#[from] IoCostError),
+    /// Asking HDFS about data sets.
+    #[error(transparent)]
+    Locality(#[from] HdfsError),
     /// The list of ports that the kernel does not choose.
     #[error(transparent)]
     Reserve(#[from] ReserveError),

@@ -89,6 +89,8 @@ fn framework(need: &Need) -> FrameworkInfo {
         classes: vec![need.class.into()],
         failover_timeout_ms: millis(FAILOVER),
         minimum: Some(need.minimum()),
+        // It takes the first offer that is large enough.
+        data_sets: Vec::new(),
     }
 }
 

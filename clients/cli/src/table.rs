@@ -3,7 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use bulkhead_proto::v1::{
-    AgentEntry, Event, EventKind, FrameworkEntry, Offer, Protocol, Resources, Task, TaskState,
+    AgentEntry, DataAccess, Event, EventKind, FrameworkEntry, Offer, Protocol, Resources, Task, TaskState,
 };
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 
@@ -93,7 +93,7 @@ impl View {
 
     /// Offers that are out.
     pub(crate) fn offers(&self, offers: &[Offer]) -> String {
-        let header = ["OFFER", "FRAMEWORK", "HOST", "CLASS", "CPU", "MEM", "PORTS", "ENFORCED"];
+        let header = ["OFFER", "FRAMEWORK", "HOST", "CLASS", "CPU", "MEM", "PORTS", "ENFORCED", "DATA"];
         self.table(&header, offers.iter().map(offer_row))
     }
 
@@ -163,7 +163,30 @@ fn offer_row(offer: &Offer) -> Vec<Cell> {
         Cell::new(size(has.mem_bytes)),
         Cell::new(port_list(&has)),
         Cell::new(enforced_text(offer, &has)),
+        Cell::new(data_text(&offer.data_access)),
     ]
+}
+
+/// Data sets in a cell; the others are counted, and in the JSON.
+const DATA_SETS_SHOWN: usize = 4;
+
+/// `1.5s /data/logs`, one a line: what it costs to read each data set from there, or why that is not known.
+fn data_text(all: &[DataAccess]) -> String {
+    // Names come from anywhere; what they do to a terminal does not.
+    let line = |access: &DataAccess| {
+        let name = access.data_set.escape_debug();
+        if !access.error.is_empty() {
+            return format!("? {name}: {}", access.error.escape_debug());
+        }
+        let about = if access.sampled || access.assumed { "~" } else { "" };
+        let cost = Duration::from_millis(access.access_usec.div_ceil(1000));
+        format!("{about}{} {name}", humantime::format_duration(cost))
+    };
+    let mut lines: Vec<_> = all.iter().take(DATA_SETS_SHOWN).map(line).collect();
+    if all.len() > DATA_SETS_SHOWN {
+        lines.push(format!("and {} more", all.len() - DATA_SETS_SHOWN));
+    }
+    if lines.is_empty() { "-".to_owned() } else { lines.join("\n") }
 }
 
 /// The offered kinds that the kernel holds, or which of them it does not.
@@ -242,4 +265,24 @@ pub(crate) fn event_line(event: &Event) -> String {
     let when = humantime::format_rfc3339_millis(when);
     let message = if event.message.is_empty() { String::new() } else { format!("  {}", event.message) };
     format!("{when}  {}  {}  x{}{message}", event.task_id, event_text(event), event.count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_to_the_data_is_a_line_for_each_data_set() {
+        let access = |data_set: &str, access_usec| DataAccess {
+            data_set: data_set.into(),
+            access_usec,
+            ..DataAccess::default()
+        };
+        let unknown = DataAccess { error: "no answer".into(), ..access("/b\u{1b}", 0) };
+        let guessed = DataAccess { assumed: true, ..access("/c", 61_000_000) };
+        let all =
+            [access("/a", 1_500_000), unknown, guessed, access("/d", 0), access("/e", 1), access("/f", 1)];
+        assert_eq!(data_text(&all), "1s 500ms /a\n? /b\\u{1b}: no answer\n~1m 1s /c\n0s /d\nand 2 more");
+        assert_eq!(data_text(&[]), "-");
+    }
 }

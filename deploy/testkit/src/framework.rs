@@ -7,10 +7,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bulkhead_proto::v1::{
-    self, Accept, AcknowledgeStatus, Decline, FrameworkInfo, Grant, KillTask, Offer, Reconcile, ResizeTask,
-    ResourceClass, Resources, Revive, SchedulerCall, SchedulerEvent, Subscribe, TaskResized, TaskSpec,
-    TaskState, TaskStatus, Teardown, scheduler_call::Call, scheduler_client::SchedulerClient,
-    scheduler_event::Event,
+    self, Accept, AcknowledgeStatus, DataAccess, DataAccessChanged, Decline, FrameworkInfo, Grant, KillTask,
+    NameDataSets, Offer, Reconcile, ResizeTask, ResourceClass, Resources, Revive, SchedulerCall,
+    SchedulerEvent, Subscribe, TaskResized, TaskSpec, TaskState, TaskStatus, Teardown, scheduler_call::Call,
+    scheduler_client::SchedulerClient, scheduler_event::Event,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -64,6 +64,7 @@ struct State {
     errors: Vec<String>,
     rescinded: Vec<String>,
     resized: Vec<TaskResized>,
+    data_access: Vec<DataAccessChanged>,
     /// Everything, for a test that fails.
     log: Vec<String>,
     closed: bool,
@@ -263,6 +264,28 @@ impl Framework {
         .await
     }
 
+    /// Names data sets instead of those named before, and forgets news about them.
+    ///
+    /// # Errors
+    /// When the stream has ended.
+    pub async fn name_data_sets(&self, data_sets: &[&str]) -> Result<()> {
+        let data_sets = data_sets.iter().map(|name| (*name).to_owned()).collect();
+        self.shared.lock().data_access.clear();
+        self.send(Call::NameDataSets(NameDataSets { data_sets })).await
+    }
+
+    /// Waits for news about the access to data, which come while it holds an offer, that `matches`.
+    ///
+    /// # Errors
+    /// When none comes.
+    pub async fn data_access(&self, matches: impl Fn(&DataAccess) -> bool) -> Result<DataAccess> {
+        let found = |state: &mut State| {
+            let mut all = state.data_access.iter().flat_map(|changed| &changed.data_access);
+            all.find(|access| matches(access)).cloned()
+        };
+        self.wait_for("news about the access to data", found).await
+    }
+
     /// Acknowledges a status.
     ///
     /// # Errors
@@ -430,6 +453,7 @@ fn note(state: &mut State, event: Event, acknowledge: bool) -> Option<Call> {
         }
         Event::Error(error) => state.errors.push(error.message),
         Event::Resized(resized) => state.resized.push(resized),
+        Event::DataAccess(changed) => state.data_access.push(changed),
         Event::Subscribed(_) | Event::Heartbeat(_) => {}
     }
     None

@@ -34,6 +34,7 @@ impl Core {
         let registered = Registered { heartbeat_interval_ms: self.settings.heartbeat_interval_ms };
         self.tell_agent(&agent, master_message::Message::Registered(registered));
         self.rebuild(&agent, &register);
+        self.watch_all_data_sets(&agent);
         self.watch_for_silence(&agent, session, self.now);
         self.to_offer.insert(agent.clone());
         let info = register.agent.unwrap_or_default();
@@ -178,6 +179,9 @@ impl Core {
         match message {
             agent_message::Message::Heartbeat(_) => {}
             agent_message::Message::Resized(answer) => self.agent_resized(&agent, answer),
+            agent_message::Message::DataAccess(report) => {
+                self.agent_measured_access(&agent, report.data_access);
+            }
             agent_message::Message::Report(report) => self.agent_reports(&agent, &report),
             agent_message::Message::Status(status) => self.task_status(&agent, status),
             agent_message::Message::Register(_) => {

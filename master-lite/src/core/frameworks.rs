@@ -52,6 +52,7 @@ impl Core {
         let heartbeat_interval_ms = self.settings.heartbeat_interval_ms;
         let subscribed = Subscribed { framework_id: (&id).into(), heartbeat_interval_ms };
         self.tell_framework(&id, scheduler_event::Event::Subscribed(subscribed));
+        self.watch_data_sets(&id);
         self.repeat_unacknowledged(&id);
         self.plan_heartbeat();
         self.offer_everything();
@@ -118,6 +119,7 @@ impl Core {
                 self.close(session, Closing::Done);
                 self.detach(&id);
             }
+            Call::NameDataSets(named) => self.name_data_sets(&id, named),
             Call::Resize(resize) => self.resize_for_framework(&id, &resize),
             Call::Revive(_) => {
                 self.frameworks.get_mut(&id).into_iter().for_each(|f| f.forget_refusals(None));
@@ -155,6 +157,7 @@ impl Core {
     /// Nobody listens any more: offers go back without a word.
     fn drop_session(&mut self, id: &FrameworkId, phase: Phase) {
         self.frameworks.set_phase(id, phase);
+        self.watch_data_sets(id);
         let offers = self.offers.of_framework(id).cloned().collect();
         self.rescind(offers, "the framework is not connected");
     }

@@ -194,7 +194,13 @@ impl Core {
             .iter()
             .map(|offer| {
                 let agent = self.inventory.get(&offer.agent);
-                offer_message(offer, agent.map(|a| a.info.clone()), agent.and_then(|a| a.report.enforced))
+                let access = self.data_access(&offer.framework, &offer.agent);
+                offer_message(
+                    offer,
+                    agent.map(|a| a.info.clone()),
+                    agent.and_then(|a| a.report.enforced),
+                    access,
+                )
             })
             .collect()
     }

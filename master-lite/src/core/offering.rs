@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bulkhead_proto::v1::{self, Offers, ResourceClass, Resources, scheduler_event};
+use prost::Message as _;
 
 use super::Core;
 use crate::{
@@ -31,7 +32,9 @@ impl Core {
             }
         }
         for (framework, offers) in sent {
-            self.tell_framework(&framework, scheduler_event::Event::Offers(Offers { offers }));
+            for offers in in_messages(offers) {
+                self.tell_framework(&framework, scheduler_event::Event::Offers(Offers { offers }));
+            }
         }
     }
 
@@ -94,7 +97,7 @@ impl Core {
         self.counters.offers_sent += 1;
         self.timers.set(offer.expires, Timer::OfferOpen(offer.id.clone()));
         self.ledger.offer(&agent, offer.id.clone(), Held { framework: framework.clone(), class, resources });
-        let message = offer_message(&offer, Some(info), enforced);
+        let message = offer_message(&offer, Some(info), enforced, self.data_access(&framework, &agent));
         self.offers.insert(offer);
         Some((framework, message))
     }
@@ -129,11 +132,32 @@ impl Core {
     }
 }
 
+/// Larger messages are refused by gRPC's usual clients at 4 MiB.
+const MESSAGE_BYTES: usize = 2 << 20;
+
+/// In as few messages as they fit in.
+fn in_messages(offers: Vec<v1::Offer>) -> Vec<Vec<v1::Offer>> {
+    let mut messages = Vec::new();
+    let (mut message, mut bytes) = (Vec::new(), 0);
+    for offer in offers {
+        let more = offer.encoded_len();
+        if bytes + more > MESSAGE_BYTES && !message.is_empty() {
+            messages.push(std::mem::take(&mut message));
+            bytes = 0;
+        }
+        bytes += more;
+        message.push(offer);
+    }
+    messages.push(message);
+    messages
+}
+
 /// An offer as frameworks and operators see it.
 pub(super) fn offer_message(
     offer: &Offer,
     agent: Option<v1::AgentInfo>,
     enforced: Option<v1::Enforced>,
+    data_access: Vec<v1::DataAccess>,
 ) -> v1::Offer {
     v1::Offer {
         offer_id: (&offer.id).into(),
@@ -142,5 +166,6 @@ pub(super) fn offer_message(
         class: offer.class.into(),
         resources: Some(offer.resources.clone()),
         enforced,
+        data_access,
     }
 }

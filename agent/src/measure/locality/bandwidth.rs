@@ -87,12 +87,13 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Measures the page cache, for a tenth of a second, and reads the models of disks. What cannot be had is told
-    /// once and guessed.
+    /// Measures the page cache, for a tenth of a second and only where something may be asked at all, and reads the
+    /// models of disks. What cannot be had is told once and guessed.
     pub fn start(config: &Config) -> Self {
-        let memory = memory().unwrap_or_else(|error| {
+        let probed = config.locality.answers().then(memory).transpose();
+        let memory = probed.unwrap_or_else(|error| {
             tracing::warn!(%error, "measure the page cache; its bandwidth is guessed");
-            MEMORY
+            None
         });
         let read = |path: PathBuf| match DiskModel::read(&path) {
             Ok(model) => Some(model),
@@ -102,7 +103,7 @@ impl Meter {
             }
         };
         Self {
-            memory,
+            memory: memory.unwrap_or(MEMORY),
             models: super::model_files(config).into_iter().filter_map(read).collect(),
             interface: config.net_interface.clone(),
             link_bits_per_sec: config.net_bits_per_sec().ok().flatten(),
@@ -281,7 +282,8 @@ mod tests {
 
     #[test]
     fn this_machine_has_speeds() {
-        let bandwidths = Meter::start(&Config::default()).now(Instant::now());
+        let locality = crate::config::LocalityConfig { roots: vec!["/".into()], ..Default::default() };
+        let bandwidths = Meter::start(&Config { locality, ..Config::default() }).now(Instant::now());
         assert!(!bandwidths.memory.assumed && bandwidths.memory.bytes_per_sec > 1_000_000);
         assert!(bandwidths.network.bytes_per_sec > 0);
     }

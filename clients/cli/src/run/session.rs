@@ -177,7 +177,9 @@ impl Owner {
             Event::Update(status) => SessionEvent::Status(status),
             Event::Error(error) => SessionEvent::CallError(error.message),
             // An accepted offer that is rescinded answers with a rejected task; others are never held.
-            Event::Rescind(_) | Event::Heartbeat(_) | Event::Resized(_) => return None,
+            Event::Rescind(_) | Event::Heartbeat(_) | Event::Resized(_) | Event::DataAccess(_) => {
+                return None;
+            }
         })
     }
 

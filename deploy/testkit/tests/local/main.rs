@@ -10,6 +10,7 @@ mod devices;
 mod disk;
 mod image;
 mod kill;
+mod locality;
 mod ports;
 mod program;
 mod restart;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
     let tests = [
         program::tests(),
         kill::tests(),
+        locality::tests(),
         ports::tests(),
         talk::tests(),
         restart::tests(),

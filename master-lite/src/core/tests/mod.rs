@@ -3,6 +3,7 @@
 mod agents;
 mod frameworks;
 mod listing;
+mod locality;
 mod offers;
 mod properties;
 mod resizing;

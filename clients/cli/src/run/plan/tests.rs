@@ -50,6 +50,7 @@ fn words(effects: &[Effect]) -> Vec<String> {
         Call::Detach(_) => "detach".to_owned(),
         Call::Revive(Revive {}) => "revive".to_owned(),
         Call::Resize(r) => format!("resize {}", r.task_id),
+        Call::NameDataSets(named) => format!("name {:?}", named.data_sets),
         Call::Subscribe(_) => "subscribe".to_owned(),
     };
     let word = |effect: &Effect| match effect {
