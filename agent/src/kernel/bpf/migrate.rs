@@ -160,7 +160,7 @@ mod tests {
             [1, 2, 3, 4, 1, 81, 2, 82, 3, 83, 4, 84]
         );
         assert!(!put_into_set(&mut vec![0; size_of::<SocketSet>()], &[1; 8], &[7; 15]), "of another layout");
-        assert!(!put_into_set(&mut vec![0; 32], &[1; 8], &[7; 16]));
+        assert!(!put_into_set(&mut [0; 32], &[1; 8], &[7; 16]));
     }
 
     #[test]
