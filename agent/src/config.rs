@@ -134,6 +134,9 @@ pub struct Config {
     pub sample_every_ms: u64,
     /// How often the machine's pressure is looked at while a guaranteed task runs; otherwise it is with the rest.
     pub pressure_every_ms: u64,
+    /// Waits of tasks for a CPU are looked at for this part of the time; 0 is never. To look costs every program that
+    /// switches threads some percent.
+    pub runqueue_look_percent: u32,
     /// Measuring may use this much of one CPU; beyond it, it is done less often.
     pub sample_budget_milli: u32,
     /// A report is sent at least this often, changed or not.
@@ -206,6 +209,8 @@ impl Default for Config {
             kill_grace_ms: 5000,
             sample_every_ms: 1000,
             pressure_every_ms: 100,
+            // A twentieth of the few percent that a look costs, and enough to see a hundred waits of whoever waits often.
+            runqueue_look_percent: 5,
             // A thousand tasks at the default period, on a slow machine.
             sample_budget_milli: 30,
             report_every_ms: 5000,
@@ -304,6 +309,9 @@ impl Config {
         }
         if self.disk_offer_percent > 100 {
             return bad("disk_offer_percent", self.disk_offer_percent.to_string(), "give 0 to 100");
+        }
+        if self.runqueue_look_percent > 100 {
+            return bad("runqueue_look_percent", self.runqueue_look_percent.to_string(), "give 0 to 100");
         }
         if self.net_offer_percent > 100 {
             return bad("net_offer_percent", self.net_offer_percent.to_string(), "give 0 to 100");

@@ -26,7 +26,7 @@ use crate::{
     launch::{LaunchError, Launcher, Running, plan::Defaults},
     measure::locality::Names,
     metrics::Metrics,
-    offer::{Ledger, Reporter, ledger::TaskKey},
+    offer::{Ledger, Reporter, ledger::TaskKey, report::Strain},
     task::{End, KillRequest, Table},
     unix_time_ms,
 };
@@ -211,6 +211,8 @@ pub struct Keeper {
     reported: Option<u64>,
     /// Answers that wait for room on the way to the master, by data set.
     data_access: BTreeMap<String, v1::DataAccess>,
+    /// How busy the node was when it was measured last.
+    strain: Strain,
 }
 
 /// How often the clock is looked at: repetitions and reports are late by this at most.
@@ -239,6 +241,7 @@ impl Keeper {
                 revocable_cap: RevocableCap::default(),
                 reported: None,
                 data_access: BTreeMap::new(),
+                strain: Strain::default(),
             },
             sender,
         )
@@ -379,7 +382,7 @@ impl Keeper {
         let version = Some(self.parts.ledger.version());
         if self.reported != version && outbox.capacity() > 0 {
             self.reported = version;
-            if let Some(report) = self.parts.reporter.due(self.parts.ledger.report(), now) {
+            if let Some(report) = self.parts.reporter.due(self.report(), now) {
                 self.parts.metrics.resources(&report);
                 self.send(&outbox, agent_message::Message::Report(report));
             }

@@ -8,6 +8,7 @@ pub mod network;
 pub mod node;
 pub mod ports;
 pub mod pressure;
+pub mod runqueue;
 pub mod sampler;
 pub mod tasks;
 pub mod topology;

@@ -15,15 +15,18 @@ use prometheus::{
 
 mod caches;
 mod connections;
+mod histograms;
 mod locality;
 mod measured;
 mod traffic;
+mod waits;
 
 pub use caches::ReadCache;
 pub use connections::ReadConnections;
 pub use locality::LocalityMetrics;
 pub use measured::SamplerMetrics;
 pub use traffic::ReadTraffic;
+pub use waits::{ReadDiskWaits, ReadWaits};
 
 /// From a tenth of a millisecond to two seconds: a launch takes about one.
 const LAUNCH_BUCKETS_SECONDS: [f64; 12] =

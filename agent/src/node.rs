@@ -13,14 +13,14 @@ use crate::{
     config::Config,
     event::EventLog,
     identity::{self, Held},
-    isolate::{disk_space::VolumeBounds, tree::Tree},
+    isolate::{disk_space::VolumeBounds, observed::Observed, tree::Tree},
     journal::{Journal, replay::Replayed},
     keeper::{Keeper, Parts},
     kernel::{cgroupfs::cgroup2_mount, limits, probe::Features},
     launch::{self, Launcher, view::HostParts},
     link,
     measure::{
-        NodeCapacity, NodeSampler,
+        NodeCapacity, NodeSampler, runqueue,
         sampler::{self, Sampling},
         tasks::TaskSampler,
     },
@@ -72,7 +72,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     let agent = settings::info(&config, listening.to_string())?;
     let events = Arc::new(EventLog::new(agent.agent_id.clone(), Arc::clone(&metrics)));
     let volumes = Arc::new(VolumeBounds::new(settings::projects(&config)?));
-    let Isolation { isolators, enforced, disk, disk_speed, network, connections, watched } =
+    let Isolation { isolators, enforced, disk, disk_speed, network, connections, observed } =
         Isolation::set_up(&Host {
             config: &config,
             features: &features,
@@ -90,7 +90,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         Box::new(move || network.traffic().unwrap_or_default())
     })?;
     metrics.connections(Box::new(move || connections.all().unwrap_or_default()))?;
-    metrics.tasks(Arc::clone(&watched))?;
+    tell_measured(&metrics, &observed)?;
     let (journal, replayed) = open_journal(&config)?;
     let launcher = Launcher::new(launch::execute::Parts {
         tree: tree.clone(),
@@ -130,13 +130,18 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     programs.tell_refusals(&events);
     let sampling = Sampling {
         node: NodeSampler::start(tree, Instant::now())?,
-        tasks: TaskSampler::new(watched, machine.cpus),
+        tasks: TaskSampler::new(Arc::clone(observed.watched()), machine.cpus),
+        waits: programs.runqueue.clone(),
         work_dir: config.work_dir.clone(),
         disk,
         net: network.sampler(),
         ports,
         measure_strangers: config.measure_strangers,
     };
+    if let Some(counts) = programs.runqueue.clone() {
+        let (watched, percent) = (Arc::clone(observed.watched()), config.runqueue_look_percent);
+        tokio::spawn(runqueue::look(counts, watched, percent));
+    }
     tokio::spawn(sampler::run(sampling, settings::pace(&config), metrics.sampler()?, messages.clone()));
     let answers = AgentApi { keeper: messages.clone(), events, isolators, metrics };
     tracing::info!(address = %listening, "listening");
@@ -161,6 +166,15 @@ fn features(config: &Config, metrics: &Metrics) -> Result<Features, NodeError> {
         }
     }
     Ok(features)
+}
+
+fn tell_measured(metrics: &Metrics, observed: &Arc<Observed>) -> Result<(), prometheus::Error> {
+    metrics.tasks(Arc::clone(observed.watched()))?;
+    let (waits, disk_waits) = (Arc::clone(observed), Arc::clone(observed));
+    metrics.waits(
+        Box::new(move || waits.waits().unwrap_or_default()),
+        Box::new(move || disk_waits.disk_waits().unwrap_or_default()),
+    )
 }
 
 fn tell_caches(metrics: &Metrics, stager: &Stager, images: &Store) -> Result<(), prometheus::Error> {

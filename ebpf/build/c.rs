@@ -11,7 +11,7 @@ use libbpf_cargo::SkeletonBuilder;
 use crate::host::{missing, read, stdout, write};
 
 /// Each is an object of its own: what one of them needs of a kernel must not keep the others from loading.
-const OBJECTS: [&str; 5] = ["connections", "exits", "foreign", "listen", "ooms"];
+const OBJECTS: [&str; 7] = ["block_io", "connections", "exits", "foreign", "listen", "ooms", "runqueue"];
 /// clang 14 is the first whose objects have everything that CO-RE uses here.
 const OLDEST_CLANG: u32 = 14;
 const NEWEST_CLANG: u32 = 30;

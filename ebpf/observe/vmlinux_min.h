@@ -24,7 +24,9 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_PERCPU_HASH = 5,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_RINGBUF = 27,
+	BPF_MAP_TYPE_TASK_STORAGE = 29,
 };
+enum { BPF_LOCAL_STORAGE_GET_F_CREATE = 1 };
 enum { BPF_NOEXIST = 1 };
 enum { BPF_F_NO_PREALLOC = 1 };
 /* What a program on sockets is called for. */
@@ -139,6 +141,28 @@ struct nsproxy {
 	struct net *net_ns;
 };
 
+struct rq {
+	__u64 clock; /* nanoseconds, set at the begin of each switch */
+};
+
+/* A CPU's queue of one cgroup's threads. */
+struct cfs_rq {
+	struct rq *rq;
+	__u64 throttled_clock_pelt_time; /* how long it, or one above it, was throttled */
+};
+
+struct sched_entity {
+	struct cfs_rq *cfs_rq;
+};
+
+struct sched_info {
+	unsigned long pcount;		/* how often it got a CPU */
+	unsigned long long run_delay;	/* nanoseconds in queues, up to the last run */
+	unsigned long long last_queued; /* by the clock of that CPU's queue; 0 is not waiting */
+};
+
+struct bpf_local_storage;
+
 struct task_struct {
 	unsigned int flags;
 	int exit_code;
@@ -150,6 +174,28 @@ struct task_struct {
 	struct mm_struct *mm;
 	struct css_set *cgroups;
 	struct nsproxy *nsproxy;
+	struct sched_entity se;
+	struct sched_info sched_info;
+	struct bpf_local_storage *bpf_storage; /* NULL where no program keeps anything of the thread */
+};
+
+struct blkcg {
+	struct cgroup_subsys_state css;
+};
+
+struct blkcg_gq {
+	struct blkcg *blkcg;
+};
+
+struct bio {
+	struct blkcg_gq *bi_blkg; /* who asked for it */
+};
+
+struct request {
+	unsigned int cmd_flags;
+	unsigned int __data_len;
+	struct bio *bio;
+	__u64 start_time_ns; /* CLOCK_MONOTONIC; 0 where the queue keeps no statistics */
 };
 
 #pragma clang attribute pop

@@ -40,6 +40,11 @@ pub mod observe {
     }
 
     skeleton!(
+        /// How long requests of tasks for disks took: see `observe/block_io.bpf.c`.
+        block_io,
+        "/block_io.skel.rs"
+    );
+    skeleton!(
         /// TCP connections of tasks: see `observe/connections.bpf.c`.
         connections,
         "/connections.skel.rs"
@@ -63,6 +68,11 @@ pub mod observe {
         /// Whom the out-of-memory killer chose: see `observe/ooms.bpf.c`.
         ooms,
         "/ooms.skel.rs"
+    );
+    skeleton!(
+        /// How long threads of tasks waited for a CPU: see `observe/runqueue.bpf.c`.
+        runqueue,
+        "/runqueue.skel.rs"
     );
 }
 

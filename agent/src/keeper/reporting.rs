@@ -16,7 +16,7 @@ use crate::{
     estimate::lendable_cpu_milli,
     launch::sandbox::{self, Sandbox},
     measure::{network::NetUse, pressure::Pressure},
-    offer::ledger::TaskKey,
+    offer::{ledger::TaskKey, report::Strain},
 };
 
 /// What the sampler found: peaks over its window.
@@ -38,6 +38,9 @@ pub struct Observation {
     pub ports_in_use: PortSet,
     /// What the machine stands still for.
     pub pressure: Pressure,
+    /// What 99 of 100 waits of guaranteed tasks for a CPU took at most, to a factor of two; `None` where that is not
+    /// counted, or there were too few.
+    pub runqueue_p99_usec: Option<u64>,
 }
 
 impl Keeper {
@@ -46,14 +49,21 @@ impl Keeper {
         self.table.new_session();
         self.reported = None;
         self.forget_data_sets();
-        let report = self.parts.reporter.stamp(self.parts.ledger.report(), Instant::now());
+        let report = self.report();
+        let report = self.parts.reporter.stamp(report, Instant::now());
         self.parts.metrics.resources(&report);
         let tasks = self.table.current().map(|(key, record)| record.to_task(key)).collect();
         // A link that gave up meanwhile asks again.
         drop(reply.send(v1::Register { agent: Some(self.parts.agent.clone()), report: Some(report), tasks }));
     }
 
+    /// The books, and how busy the node is.
+    pub(super) fn report(&self) -> v1::ResourceReport {
+        self.strain.tell(self.parts.ledger.report())
+    }
+
     pub(super) fn observe(&mut self, seen: &Observation) {
+        self.strain = Strain { pressure: seen.pressure.mean, runqueue_p99_usec: seen.runqueue_p99_usec };
         let ledger = &mut self.parts.ledger;
         let ports = seen.ports_in_use.difference(&ledger.granted_ports());
         let strangers = Resources {
@@ -114,7 +124,7 @@ impl Keeper {
     }
 
     pub(super) fn info(&self) -> v1::GetInfoResponse {
-        let mut report = self.parts.ledger.report();
+        let mut report = self.report();
         report.enforced = Some(*self.parts.reporter.enforced());
         v1::GetInfoResponse {
             agent: Some(self.parts.agent.clone()),

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! agent --ensure_loaded--> short-lived child --load_and_pin--> /sys/fs/bpf/bulkhead/{ports-...,devices-...,talk-...,
-//!     net-...,connections-...,exits-...,ooms-...,foreign-...}
+//!     net-...,connections-...,exits-...,ooms-...,foreign-...,runqueue-...,block_io-...}
 //! agent <--PortRules, DeviceRules, TalkRules, NetRules, ConnectionCounts, DenialStream, ExitRecords, OomRecords,
-//!     ForeignTimes-- the same pins
+//!     ForeignTimes, RunqueueCounts, BlockIoCounts-- the same pins
 //! ```
 //!
 //! Programs and maps are pinned: they hold while the agent is down, and a restarted agent adopts
@@ -13,6 +13,7 @@
 //!
 //! Handles are `Send + Sync`, and their calls are short system calls without waiting.
 
+mod block_io;
 mod connections;
 mod denials;
 mod devices;
@@ -31,10 +32,12 @@ mod per_cpu;
 mod pins;
 mod ports;
 mod probe;
+mod runqueue;
 mod table;
 mod talk;
 mod trie;
 
+pub use block_io::BlockIoCounts;
 pub use connections::ConnectionCounts;
 pub use denials::DenialStream;
 pub use devices::{DeviceId, DeviceRules, access_name};
@@ -48,11 +51,13 @@ pub use pins::{LOAD_SUBCOMMAND, LoadSpec, Loaded, ensure_loaded, loader_command,
 pub use ports::{PortGrant, PortRules};
 pub use probe::{
     Support, probe_connections, probe_devices, probe_exits, probe_listen, probe_net, probe_ooms, probe_ports,
-    probe_talk,
+    probe_runqueue, probe_talk,
 };
+pub use runqueue::{Look, RunqueueCounts};
 pub use talk::{PrefixVerdicts, TalkRules, Verdicts};
 
 pub use bulkhead_abi::{
-    ConnectionCounters, Denial, DenialEvent, DenialKey, DeviceKey, ForeignTime, NetCount, NetCounters,
-    NetRuleDrops, TalkCounters, TalkKey,
+    BlockIoCounters, ConnectionCounters, Denial, DenialEvent, DenialKey, DeviceKey, ForeignTime,
+    LATENCY_BUCKETS, NetCount, NetCounters, NetRuleDrops, RunqueueCounters, TalkCounters, TalkKey,
+    latency_bound_ns, preempted_by,
 };

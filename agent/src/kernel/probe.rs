@@ -125,6 +125,18 @@ impl Features {
             "cores are exclusive all the same, and nothing is counted",
         ));
         features.push(feature(
+            "bpf_runqueue",
+            supported(bpf::probe_runqueue(), "typed tracepoints, BTF, task storage"),
+            "how long tasks wait for a CPU, and whom they have to leave one to",
+            "of that only the pressure is known",
+        ));
+        features.push(feature(
+            "bpf_block_io",
+            supported(bpf::probe_exits(), "raw tracepoint, BTF"),
+            "how long requests of tasks for disks take",
+            "of that only the pressure is known",
+        ));
+        features.push(feature(
             "disk_quota",
             quota::probe(work_dir),
             "disk space: project quotas of bytes and files, refused in the task's own call",

@@ -16,13 +16,14 @@ use super::{
     node::{MeasureError, NodeSampler},
     ports,
     pressure::{self, Pressure, PressureSampler},
+    runqueue::RecentWaits,
     tasks::TaskSampler,
 };
 use crate::{
     estimate::WindowPeak,
     isolate::disk_space::DiskSpace,
     keeper::{Message, Observation, Sender},
-    kernel::cpu_clock,
+    kernel::{bpf::RunqueueCounts, cpu_clock},
     launch::blocking,
     metrics::SamplerMetrics,
 };
@@ -38,6 +39,7 @@ const NET_STEP_BITS_PER_SEC: u64 = 1_000_000;
 
 /// Peaks over the last [`WINDOW`].
 struct Peaks {
+    waits: RecentWaits,
     strangers_cpu: WindowPeak,
     strangers_mem: WindowPeak,
     guaranteed_cpu: WindowPeak,
@@ -49,6 +51,7 @@ impl Peaks {
     fn new() -> Self {
         let new = || WindowPeak::new(WINDOW);
         Self {
+            waits: RecentWaits::default(),
             strangers_cpu: new(),
             strangers_mem: new(),
             guaranteed_cpu: new(),
@@ -64,6 +67,8 @@ pub struct Sampling {
     pub node: NodeSampler,
     /// The same of each task, and more.
     pub tasks: TaskSampler,
+    /// How long tasks wait for a CPU, where that is counted.
+    pub waits: Option<Arc<RunqueueCounts>>,
     /// On the disk that tasks fill.
     pub work_dir: PathBuf,
     /// What tasks use of it, where that is counted; else it counts as strangers' use.
@@ -212,7 +217,14 @@ fn observe(sampling: &mut Sampling, peaks: &mut Peaks, now: Instant) -> Result<O
         link_bits_per_sec: sampling.net.as_ref().map_or(0, NetSampler::link_bits_per_sec),
         strangers_disk_bytes: if sampling.measure_strangers { strangers_disk(sampling)? } else { 0 },
         pressure: Pressure::default(),
+        runqueue_p99_usec: p99_usec(sampling, peaks, now),
     })
+}
+
+/// What cannot be read now is read the next time.
+fn p99_usec(sampling: &Sampling, peaks: &mut Peaks, now: Instant) -> Option<u64> {
+    peaks.waits.add(now, sampling.waits.as_ref()?.all().ok()?);
+    peaks.waits.p99_usec()
 }
 
 /// Files of everything that is no running task: of the host, and those that ended tasks have left.

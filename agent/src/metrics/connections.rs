@@ -8,10 +8,14 @@ use std::{
 use prometheus::{
     IntCounterVec, Opts,
     core::{Collector, Desc},
-    proto::{Bucket, Histogram, LabelPair, Metric, MetricFamily, MetricType},
+    proto::{Histogram, MetricFamily},
 };
 
-use super::{Metrics, precise};
+use super::{
+    Metrics,
+    histograms::{family, histogram, labelled},
+    precise,
+};
 use crate::{kernel::bpf::ConnectionCounters, offer::ledger::TaskKey};
 
 const COUNTS: [(&str, &str); 3] = [
@@ -68,56 +72,20 @@ impl Collector for Connections {
             for (counter, value) in counters.iter().zip(values) {
                 counter.with_label_values(&[&task.0, &task.1]).inc_by(value);
             }
-            // A task that never had a connection has no histogram: that would be twenty lines of zeros.
-            round_trips.extend(histogram(&counted).map(|histogram| labelled(&task, histogram)));
+            let labels = [(LABELS[0], task.0.as_str()), (LABELS[1], &task.1)];
+            round_trips.extend(round_trip_histogram(&counted).map(|histogram| labelled(&labels, histogram)));
         }
         let mut families: Vec<_> = counters.iter().flat_map(Collector::collect).collect();
-        families.push(family(round_trips));
+        families.push(family(RTT, round_trips));
         families
     }
 }
 
-fn family(metrics: Vec<Metric>) -> MetricFamily {
-    let mut family = MetricFamily::default();
-    family.set_name(RTT.0.to_owned());
-    family.set_help(RTT.1.to_owned());
-    family.set_field_type(MetricType::HISTOGRAM);
-    family.set_metric(metrics);
-    family
-}
-
-fn labelled(task: &TaskKey, histogram: Histogram) -> Metric {
-    let label = |(name, value): (&str, &String)| {
-        let mut label = LabelPair::default();
-        label.set_name(name.to_owned());
-        label.set_value(value.clone());
-        label
-    };
-    let mut metric = Metric::default();
-    metric.set_label(LABELS.into_iter().zip([&task.0, &task.1]).map(label).collect());
-    metric.set_histogram(histogram);
-    metric
-}
-
-/// In seconds, each bucket with those below it; `None` without a round trip.
-fn histogram(counted: &ConnectionCounters) -> Option<Histogram> {
-    let mut buckets = Vec::new();
-    let mut total = 0;
-    for (up_to_usec, round_trips) in counted.rtt_buckets() {
-        total += round_trips;
-        // The last one has no bound, and is the total.
-        if let Some(usec) = up_to_usec {
-            let mut bucket = Bucket::default();
-            bucket.set_upper_bound(precise(usec) / USEC_PER_SEC);
-            bucket.set_cumulative_count(total);
-            buckets.push(bucket);
-        }
-    }
-    let mut histogram = Histogram::default();
-    histogram.set_bucket(buckets);
-    histogram.set_sample_count(total);
-    histogram.set_sample_sum(precise(counted.rtt_sum_usec) / USEC_PER_SEC);
-    (total > 0).then_some(histogram)
+/// In seconds.
+fn round_trip_histogram(counted: &ConnectionCounters) -> Option<Histogram> {
+    let seconds = |usec| precise(usec) / USEC_PER_SEC;
+    let counts = counted.rtt_buckets().map(|(up_to, count)| (up_to.map(seconds), count));
+    histogram(counts, seconds(counted.rtt_sum_usec))
 }
 
 #[cfg(test)]

@@ -31,7 +31,6 @@ use crate::{
     kernel::{core_scheduling, probe::Features, quota_warnings::QuotaWarnings},
     measure::{
         NodeCapacity,
-        tasks::Watched,
         topology::{self, Topology},
     },
     metrics::Metrics,
@@ -61,8 +60,8 @@ pub(super) struct Isolation {
     pub(super) network: Arc<Network>,
     /// Of tasks, where they are counted.
     pub(super) connections: Arc<Connections>,
-    /// Tasks that the sampler measures.
-    pub(super) watched: Arc<Watched>,
+    /// What tasks use and wait for.
+    pub(super) observed: Arc<Observed>,
 }
 
 impl Isolation {
@@ -88,10 +87,11 @@ impl Isolation {
         };
         let mut parts = parts(host, disk_io, disk.as_ref(), &network)?;
         parts.push(Box::new(Arc::clone(&connections)));
-        let watched = Arc::<Watched>::default();
-        parts.push(Box::new(Observed::new(Arc::clone(&watched))));
+        let (runqueue, block_io) = (host.programs.runqueue.clone(), host.programs.block_io.clone());
+        let observed = Arc::new(Observed::new(runqueue, block_io));
+        parts.push(Box::new(Arc::clone(&observed)));
         let isolators = Arc::new(Isolators::new(parts));
-        Ok(Self { isolators, enforced, disk, disk_speed, network, connections, watched })
+        Ok(Self { isolators, enforced, disk, disk_speed, network, connections, observed })
     }
 }
 

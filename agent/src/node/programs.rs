@@ -9,8 +9,8 @@ use crate::{
     isolate::{devices, ports, talk, tree::Tree},
     kernel::{
         bpf::{
-            self, ConnectionCounts, DenialStream, DeviceKey, DeviceRules, ExitRecords, ForeignTimes,
-            NetRules, OomRecords, PortRules, TalkKey, TalkRules,
+            self, BlockIoCounts, ConnectionCounts, DenialStream, DeviceKey, DeviceRules, ExitRecords,
+            ForeignTimes, NetRules, OomRecords, PortRules, RunqueueCounts, TalkKey, TalkRules,
         },
         probe::Features,
     },
@@ -30,6 +30,8 @@ pub(super) struct Programs {
     pub(super) exits: Option<Arc<ExitRecords>>,
     pub(super) ooms: Option<Arc<OomRecords>>,
     pub(super) foreign: Option<Arc<ForeignTimes>>,
+    pub(super) runqueue: Option<Arc<RunqueueCounts>>,
+    pub(super) block_io: Option<Arc<BlockIoCounts>>,
     refusals: Refusals,
 }
 
@@ -54,6 +56,8 @@ impl Programs {
         metrics.feature("bpf_talk", programs.talk.is_some());
         metrics.feature("bpf_net", programs.net.is_some());
         metrics.feature("bpf_connections", programs.connections.is_some());
+        metrics.feature("bpf_runqueue", programs.runqueue.is_some());
+        metrics.feature("bpf_block_io", programs.block_io.is_some());
         metrics.feature("port_listen", programs.ports.is_some() && programs.listen_uncovered.is_none());
         programs
     }
@@ -109,6 +113,8 @@ fn load(config: &Config, tree: &Tree) -> Result<Programs, NodeError> {
     let connections = there(loaded.connections.as_deref(), "connections of tasks are not counted");
     let exits = there(loaded.exits.as_deref(), "ends of tasks are not recorded while the agent is away");
     let ooms = there(loaded.ooms.as_deref(), "whom the kernel ends for memory is not recorded");
+    let runqueue = there(loaded.runqueue.as_deref(), "how long tasks wait for a CPU is not counted");
+    let block_io = there(loaded.block_io.as_deref(), "how long tasks wait for disks is not counted");
     let foreign = loaded.foreign.and_then(|dir| ForeignTimes::open(&dir).map_err(|e| crate::error_chain(&e)));
     if let Err(why) = &foreign {
         tracing::warn!(why, "time of others on exclusive cores is not counted");
@@ -123,6 +129,8 @@ fn load(config: &Config, tree: &Tree) -> Result<Programs, NodeError> {
         exits: exits.map(ExitRecords::open).transpose()?.map(Arc::new),
         ooms: ooms.map(OomRecords::open).transpose()?.map(Arc::new),
         foreign: foreign.ok().map(Arc::new),
+        runqueue: runqueue.map(RunqueueCounts::open).transpose()?.map(Arc::new),
+        block_io: block_io.map(BlockIoCounts::open).transpose()?.map(Arc::new),
         refusals: Refusals {
             ports: Some(DenialStream::open(&loaded.ports)?),
             devices: devices.map(DenialStream::open_devices).transpose()?,

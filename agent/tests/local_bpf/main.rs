@@ -26,6 +26,7 @@ mod pacing;
 mod pins;
 mod ports;
 mod reserved;
+mod runqueue;
 mod socket;
 mod talk;
 mod tcp;

@@ -3,7 +3,8 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use bulkhead_proto::v1::{
-    AgentEntry, DataAccess, Event, EventKind, FrameworkEntry, Offer, Protocol, Resources, Task, TaskState,
+    AgentEntry, DataAccess, Event, EventKind, FrameworkEntry, NodePressure, Offer, Protocol, Resources, Task,
+    TaskState,
 };
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 
@@ -56,6 +57,8 @@ impl View {
             "MEM FREE/ALL",
             "PORTS FREE",
             "LENDABLE CPU",
+            "PRESSURE",
+            "CPU WAIT P99",
             "TASKS",
             "API",
             "SINCE",
@@ -85,6 +88,8 @@ impl View {
             Cell::new(mark(mem, enforced.mem, all.mem_bytes)),
             Cell::new(port_list(&free)),
             Cell::new(cpu_number(report.revocable_cpu_milli)),
+            Cell::new(pressure_text(report.pressure.as_ref())),
+            Cell::new(report.runqueue_p99_usec.map_or_else(|| "-".to_owned(), micros)),
             Cell::new(entry.task_count),
             Cell::new(info.api_address),
             Cell::new(ago(self.now_unix_ms, entry.registered_unix_ms)),
@@ -189,6 +194,24 @@ fn data_text(all: &[DataAccess]) -> String {
     if lines.is_empty() { "-".to_owned() } else { lines.join("\n") }
 }
 
+/// `cpu 12%, io 3%`: where processes stood still; `none` where they nowhere did for a hundredth of the time.
+fn pressure_text(pressure: Option<&NodePressure>) -> String {
+    let Some(p) = pressure else { return "-".to_owned() };
+    let kinds = [("cpu", p.cpu_some_permille), ("mem", p.mem_some_permille), ("io", p.io_some_permille)];
+    let felt = kinds.iter().filter(|(_, permille)| *permille >= 10);
+    let texts: Vec<_> = felt.map(|(kind, permille)| format!("{kind} {}%", permille / 10)).collect();
+    if texts.is_empty() { "none".to_owned() } else { texts.join(", ") }
+}
+
+/// `16us`, `4.1ms`, `1.0s`.
+fn micros(usec: u64) -> String {
+    match usec {
+        0..1000 => format!("{usec}us"),
+        1000..1_000_000 => format!("{}.{}ms", usec / 1000, usec / 100 % 10),
+        _ => format!("{}.{}s", usec / 1_000_000, usec / 100_000 % 10),
+    }
+}
+
 /// The offered kinds that the kernel holds, or which of them it does not.
 fn enforced_text(offer: &Offer, has: &Resources) -> String {
     let by = offer.enforced.unwrap_or_default();
@@ -284,5 +307,15 @@ mod tests {
             [access("/a", 1_500_000), unknown, guessed, access("/d", 0), access("/e", 1), access("/f", 1)];
         assert_eq!(data_text(&all), "1s 500ms /a\n? /b\\u{1b}: no answer\n~1m 1s /c\n0s /d\nand 2 more");
         assert_eq!(data_text(&[]), "-");
+    }
+
+    #[test]
+    fn only_pressure_that_is_felt_is_named() {
+        assert_eq!(pressure_text(None), "-");
+        let calm = NodePressure { cpu_some_permille: 9, ..NodePressure::default() };
+        assert_eq!(pressure_text(Some(&calm)), "none");
+        let busy = NodePressure { cpu_some_permille: 125, io_some_permille: 1000, ..calm };
+        assert_eq!(pressure_text(Some(&busy)), "cpu 12%, io 100%");
+        assert_eq!([16, 1000, 4194, 1_073_741].map(micros), ["16us", "1.0ms", "4.1ms", "1.0s"]);
     }
 }

@@ -14,6 +14,7 @@ mod connections;
 mod devices;
 mod exits;
 mod foreign;
+mod latency;
 mod net;
 mod ooms;
 mod ports;
@@ -26,6 +27,10 @@ pub use devices::{
 };
 pub use exits::{ExitRecord, MAX_EXITS};
 pub use foreign::{ForeignTime, MAX_OWNERS};
+pub use latency::{
+    BlockIoCounters, LATENCY_BUCKETS, LATENCY_FIRST_BOUND_BITS, RunqueueCounters, latency_bound_ns,
+    preempted_by,
+};
 pub use net::{
     BORROW_HORIZON_NS, FRAME_BYTES, MARK_AFTER_NS, MAX_NET_TASKS, NET_INTERFACES, NS_PER_BYTE_SHIFT,
     NetClocks, NetCount, NetCounters, NetInterface, NetLink, NetRate, NetRuleDrops, NetTask, PACED_CREDIT_NS,
@@ -50,11 +55,13 @@ pub use talk::{
 pub const ABI_VERSION: u32 = 1;
 
 /// The C declarations of the types that `observe` uses. They expect `__u8`, `__u32` and `__u64` to be defined.
-pub const C_HEADER: [&str; 9] = [
+pub const C_HEADER: [&str; 11] = [
+    BlockIoCounters::C_DECLARATION,
     ConnectionCounters::C_DECLARATION,
     ExitRecord::C_DECLARATION,
     ForeignTime::C_DECLARATION,
     OomRecord::C_DECLARATION,
+    RunqueueCounters::C_DECLARATION,
     TaskPorts::C_DECLARATION,
     TaskCounters::C_DECLARATION,
     DenialKey::C_DECLARATION,
@@ -63,12 +70,18 @@ pub const C_HEADER: [&str; 9] = [
 ];
 
 /// Numbers that `observe` uses, as macros of C.
-pub const C_CONSTANTS: [(&str, u32); 10] = [
+pub const C_CONSTANTS: [(&str, u32); 16] = [
     ("MAX_TASKS", MAX_TASKS),
     ("MAX_DENIALS", MAX_DENIALS),
     ("EVENT_RING_BYTES", EVENT_RING_BYTES),
     ("RTT_BUCKETS", RTT_BUCKETS),
     ("RTT_FIRST_BOUND_USEC", RTT_FIRST_BOUND_USEC),
+    ("LATENCY_BUCKETS", LATENCY_BUCKETS),
+    ("LATENCY_FIRST_BOUND_BITS", LATENCY_FIRST_BOUND_BITS),
+    ("PREEMPTED_BY_GUARANTEED", preempted_by::GUARANTEED),
+    ("PREEMPTED_BY_REVOCABLE", preempted_by::REVOCABLE),
+    ("PREEMPTED_BY_STRANGERS", preempted_by::STRANGERS),
+    ("PREEMPTED_BY_KERNEL", preempted_by::KERNEL),
     ("PORT_CHOICE_DEFAULT", port_choice::DEFAULT),
     ("PORT_CHOICE_LISTEN_EPHEMERAL", port_choice::LISTEN_EPHEMERAL),
     ("SOCKET_KIND_PACKET", socket_kind::PACKET),
@@ -201,6 +214,20 @@ pub mod names {
     pub const EXITS: &str = "exits";
     /// The pinned link of the program that records exits.
     pub const EXIT_LINK: &str = "process_exit";
+
+    /// Cgroup id of a task -> [`RunqueueCounters`](crate::RunqueueCounters) of each CPU. The agent makes, `observe` adds.
+    pub const RUNQUEUE: &str = "runqueue";
+    /// What is kept with each thread of a task.
+    pub const THREADS: &str = "threads";
+    /// The pinned link of the program that makes room for it.
+    pub const THREADS_LINK: &str = "sched_process_fork";
+    /// The pinned program that counts waits. It has no pinned link: the agent attaches it for a while, again and again.
+    pub const RUNQUEUE_PROGRAM: &str = "sched_switch";
+
+    /// Cgroup id of a task -> [`BlockIoCounters`](crate::BlockIoCounters) of each CPU. The agent makes, `observe` adds.
+    pub const BLOCK_IO: &str = "block_io";
+    /// The pinned link of the program that counts requests for disks.
+    pub const BLOCK_IO_LINK: &str = "block_rq_complete";
 
     /// Cgroup id of a task -> [`OomRecord`](crate::OomRecord). Made by the agent, filled by `observe`.
     pub const OOMS: &str = "ooms";

@@ -195,12 +195,7 @@ impl Core {
             .map(|offer| {
                 let agent = self.inventory.get(&offer.agent);
                 let access = self.data_access(&offer.framework, &offer.agent);
-                offer_message(
-                    offer,
-                    agent.map(|a| a.info.clone()),
-                    agent.and_then(|a| a.report.enforced),
-                    access,
-                )
+                offer_message(offer, agent, access)
             })
             .collect()
     }

@@ -9,6 +9,7 @@ use super::Core;
 use crate::{
     allocator::{Allocation, Demand, Supply, worth_offering},
     ids::{AgentId, FrameworkId, OfferId},
+    inventory::Agent,
     ledger::Held,
     offers::Offer,
     timers::Timer,
@@ -78,7 +79,6 @@ impl Core {
         let free = self.ledger.book(&agent)?.parts().free;
         let available = free.of_class(class);
         let known = self.inventory.get(&agent)?;
-        let (info, enforced) = (known.info.clone(), known.report.enforced);
         let to = self.frameworks.get_mut(&framework).filter(|f| f.session().is_some())?;
         if !available.contains(&resources) {
             return None;
@@ -97,7 +97,7 @@ impl Core {
         self.counters.offers_sent += 1;
         self.timers.set(offer.expires, Timer::OfferOpen(offer.id.clone()));
         self.ledger.offer(&agent, offer.id.clone(), Held { framework: framework.clone(), class, resources });
-        let message = offer_message(&offer, Some(info), enforced, self.data_access(&framework, &agent));
+        let message = offer_message(&offer, Some(known), self.data_access(&framework, &agent));
         self.offers.insert(offer);
         Some((framework, message))
     }
@@ -155,17 +155,19 @@ fn in_messages(offers: Vec<v1::Offer>) -> Vec<Vec<v1::Offer>> {
 /// An offer as frameworks and operators see it.
 pub(super) fn offer_message(
     offer: &Offer,
-    agent: Option<v1::AgentInfo>,
-    enforced: Option<v1::Enforced>,
+    agent: Option<&Agent>,
     data_access: Vec<v1::DataAccess>,
 ) -> v1::Offer {
+    let report = agent.map(|agent| &agent.report);
     v1::Offer {
         offer_id: (&offer.id).into(),
         framework_id: (&offer.framework).into(),
-        agent,
+        agent: agent.map(|agent| agent.info.clone()),
         class: offer.class.into(),
         resources: Some(offer.resources.clone()),
-        enforced,
+        enforced: report.and_then(|report| report.enforced),
+        pressure: report.and_then(|report| report.pressure),
+        runqueue_p99_usec: report.and_then(|report| report.runqueue_p99_usec),
         data_access,
     }
 }

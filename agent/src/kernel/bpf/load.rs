@@ -10,8 +10,9 @@ use std::{
 
 use bulkhead_abi::{MAX_EXITS, MAX_OOMS, MAX_OWNERS, MAX_TASKS, names};
 use bulkhead_ebpf::observe::{
-    connections::ConnectionsSkelBuilder, exits::ExitsSkelBuilder, foreign::ForeignSkelBuilder,
-    listen::ListenSkelBuilder, ooms::OomsSkelBuilder,
+    block_io::BlockIoSkelBuilder, connections::ConnectionsSkelBuilder, exits::ExitsSkelBuilder,
+    foreign::ForeignSkelBuilder, listen::ListenSkelBuilder, ooms::OomsSkelBuilder,
+    runqueue::RunqueueSkelBuilder,
 };
 use libbpf_rs::{
     libbpf_sys,
@@ -33,7 +34,7 @@ use super::{
 #[derive(Debug)]
 pub struct LoadReport {
     /// Why devices or traffic are not held, nobody is kept from talking to anybody, or connections, exits, victims of
-    /// the out-of-memory killer or time on others' cores not recorded.
+    /// the out-of-memory killer, time on others' cores, waits for a CPU or requests for disks not recorded.
     /// The subcommand prints it to standard error and succeeds.
     pub missing: Vec<BpfError>,
 }
@@ -55,6 +56,8 @@ pub fn load_and_pin(spec: &LoadSpec) -> Result<LoadReport, BpfError> {
         complete(spec, &names.exits, load_exits),
         complete(spec, &names.ooms, load_ooms),
         complete(spec, &names.foreign, load_foreign),
+        complete(spec, &names.runqueue, load_runqueue),
+        complete(spec, &names.block_io, load_block_io),
     ];
     remove_stale(spec, &names)?;
     Ok(LoadReport {
@@ -265,6 +268,71 @@ fn load_ooms(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfEr
     ooms.maps.ooms.pin(dir.join(names::OOMS)).map_err(failed("pin the map of"))?;
     link.pin(dir.join(names::OOM_LINK)).map_err(failed("pin the link of"))?;
     older.iter().try_for_each(|from| copy(&from.join(names::OOMS), &dir.join(names::OOMS)))
+}
+
+/// Another build gets the maps that are there. The program that counts is not attached: the agent does that at times.
+fn load_runqueue(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
+    let failed = |op| observing(op, "runqueue");
+    let pins = [names::RUNQUEUE, names::THREADS];
+    let older = older.iter().find(|from| pins.iter().all(|name| from.join(name).exists()));
+    let mut memory = std::mem::MaybeUninit::uninit();
+    let mut open = RunqueueSkelBuilder::default().open(&mut memory).map_err(failed("open"))?;
+    open.maps.runqueue.set_max_entries(MAX_TASKS).map_err(failed("size the map of"))?;
+    if let Some(constants) = &mut open.maps.rodata_data {
+        constants.task_level = i32::try_from(spec.task_level).unwrap_or(i32::MAX);
+    }
+    if let Some(from) = older {
+        for (map, name) in [&mut open.maps.runqueue, &mut open.maps.threads].into_iter().zip(pins) {
+            map.reuse_pinned_map(from.join(name)).map_err(failed("find the maps of"))?;
+            pin_again(&from.join(name), &dir.join(name))
+                .map_err(BpfError::io("pin again", from.join(name)))?;
+        }
+    }
+    let mut runqueue = open.load().map_err(failed("load"))?;
+    if older.is_none() {
+        for (map, name) in [&mut runqueue.maps.runqueue, &mut runqueue.maps.threads].into_iter().zip(pins) {
+            map.pin(dir.join(name)).map_err(failed("pin the maps of"))?;
+        }
+    }
+    let counts = dir.join(names::RUNQUEUE_PROGRAM);
+    runqueue.progs.switched.pin(counts).map_err(failed("pin the program of"))?;
+    let mut link = runqueue.progs.thread_made.attach().map_err(failed("attach"))?;
+    link.pin(dir.join(names::THREADS_LINK)).map_err(failed("pin the link of"))
+}
+
+/// Another build gets the map that is there. What completes between the two programs is not counted.
+fn load_block_io(spec: &LoadSpec, dir: &Path, older: &[PathBuf]) -> Result<(), BpfError> {
+    let typed = load_block_io_with(spec, dir, older, true);
+    if typed.is_err() { load_block_io_with(spec, dir, older, false).or(typed) } else { Ok(()) }
+}
+
+fn load_block_io_with(spec: &LoadSpec, dir: &Path, older: &[PathBuf], typed: bool) -> Result<(), BpfError> {
+    let failed = |op| observing(op, "block_io");
+    let (map, older) = (dir.join(names::BLOCK_IO), older.iter().find(|d| d.join(names::BLOCK_IO).exists()));
+    let mut memory = std::mem::MaybeUninit::uninit();
+    let mut open = BlockIoSkelBuilder::default().open(&mut memory).map_err(failed("open"))?;
+    open.progs.request_completed_btf.set_autoload(typed);
+    open.progs.request_completed_raw.set_autoload(!typed);
+    open.maps.block_io.set_max_entries(MAX_TASKS).map_err(failed("size the map of"))?;
+    if let Some(constants) = &mut open.maps.rodata_data {
+        constants.task_level = i32::try_from(spec.task_level).unwrap_or(i32::MAX);
+    }
+    if let Some(from) = older {
+        let there = from.join(names::BLOCK_IO);
+        open.maps.block_io.reuse_pinned_map(&there).map_err(failed("find the map of"))?;
+    }
+    let mut block_io = open.load().map_err(failed("load"))?;
+    if let Some(from) = older {
+        pin_again(&from.join(names::BLOCK_IO), &map).map_err(BpfError::io("pin again", &map))?;
+        // Not there where an earlier try came this far.
+        let _ = fs::remove_file(from.join(names::BLOCK_IO_LINK));
+    } else {
+        block_io.maps.block_io.pin(&map).map_err(failed("pin the map of"))?;
+    }
+    let program =
+        if typed { &block_io.progs.request_completed_btf } else { &block_io.progs.request_completed_raw };
+    let mut link = program.attach().map_err(failed("attach"))?;
+    link.pin(dir.join(names::BLOCK_IO_LINK)).map_err(failed("pin the link of"))
 }
 
 /// Names the operation and the object of an error of libbpf; for `map_err`.

@@ -144,7 +144,12 @@ impl<V: Pod + Default> CpuTable<V> {
 
     /// Makes an entry of zeros; one that is there stays as it is.
     pub(super) fn make(&self, cgroup_id: u64) -> Result<(), BpfError> {
-        let zero = vec![V::default(); cpus()?];
+        self.make_with(cgroup_id, V::default())
+    }
+
+    /// The same with this value for each CPU.
+    pub(super) fn make_with(&self, cgroup_id: u64, value: V) -> Result<(), BpfError> {
+        let zero = vec![value; cpus()?];
         let mut map = self.lock();
         let mut insert = || map.insert(cgroup_id, PerCpuValues::try_from(zero.clone())?, ONLY_NEW);
         match with_memory(&mut insert) {

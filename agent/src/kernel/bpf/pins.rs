@@ -10,6 +10,9 @@
 //! <pin_dir>/connections-v<ABI>-<build>-<cgroup id>-<level>/ map and link of `observe/connections`
 //! <pin_dir>/exits-v<ABI>-<build>-<level>/               map and link of `observe/exits`
 //! <pin_dir>/ooms-v<ABI>-<build>-<level>/                map and link of `observe/ooms`
+//! <pin_dir>/runqueue-v<ABI>-<build>-<level>/            maps of `observe/runqueue`, the link of the program that makes
+//!                                                       room, and the program that the agent attaches at times
+//! <pin_dir>/block_io-v<ABI>-<build>-<level>/            map and link of `observe/block_io`
 //! <pin_dir>/foreign-v<ABI>-<build>-<level>/             maps and program of `observe/foreign`, and its link
 //!                                                       while some core has an owner
 //! ```
@@ -76,6 +79,10 @@ pub struct Loaded {
     pub ooms: Result<PathBuf, String>,
     /// For [`ForeignTimes::open`](super::ForeignTimes::open), or why this kernel counts no foreign time.
     pub foreign: Result<PathBuf, String>,
+    /// For [`RunqueueCounts::open`](super::RunqueueCounts::open), or why this kernel counts no waits for a CPU.
+    pub runqueue: Result<PathBuf, String>,
+    /// For [`BlockIoCounts::open`](super::BlockIoCounts::open), or why this kernel counts no requests for disks.
+    pub block_io: Result<PathBuf, String>,
     /// The programs were loaded now. False: they were adopted, with all grants and counts in them.
     pub fresh: bool,
     /// A bpffs was mounted on `/sys/fs/bpf` for this.
@@ -93,6 +100,8 @@ pub(super) struct PinNames {
     pub(super) exits: String,
     pub(super) ooms: String,
     pub(super) foreign: String,
+    pub(super) runqueue: String,
+    pub(super) block_io: String,
 }
 
 impl PinNames {
@@ -111,6 +120,8 @@ impl PinNames {
             exits: format!("exits-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
             ooms: format!("ooms-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
             foreign: format!("foreign-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
+            runqueue: format!("runqueue-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
+            block_io: format!("block_io-v{ABI_VERSION}-{OBSERVE_ID}-{task_level}"),
         }
     }
 
@@ -122,7 +133,8 @@ impl PinNames {
 
     fn is_current(&self, name: &str) -> bool {
         let enforcing = [&self.ports, &self.listen, &self.devices, &self.talk, &self.net];
-        let observing = [&self.connections, &self.exits, &self.ooms, &self.foreign];
+        let observing =
+            [&self.connections, &self.exits, &self.ooms, &self.foreign, &self.runqueue, &self.block_io];
         enforcing.into_iter().chain(observing).any(|current| name == current)
     }
 }
@@ -205,6 +217,8 @@ pub fn ensure_loaded(spec: &LoadSpec, mut loader: Command) -> Result<Loaded, Bpf
         &names.exits,
         &names.ooms,
         &names.foreign,
+        &names.runqueue,
+        &names.block_io,
     ];
     let parts = parts.map(|name| spec.pin_dir.join(name));
     let listen = spec.pin_dir.join(&names.listen);
@@ -213,7 +227,7 @@ pub fn ensure_loaded(spec: &LoadSpec, mut loader: Command) -> Result<Loaded, Bpf
         if listen.exists() { None } else { Some(probe_listen()).filter(|found| !found.available) };
     let fresh = !ports.exists();
     if !fresh && (listen.exists() || no_listen.is_some()) && parts.iter().all(|dir| dir.exists()) {
-        let [devices, talk, net, connections, exits, ooms, foreign] = parts.map(Ok);
+        let [devices, talk, net, connections, exits, ooms, foreign, runqueue, block_io] = parts.map(Ok);
         let listen = no_listen.map_or(Ok(listen), |found| Err(found.reason));
         return Ok(Loaded {
             ports,
@@ -225,6 +239,8 @@ pub fn ensure_loaded(spec: &LoadSpec, mut loader: Command) -> Result<Loaded, Bpf
             exits,
             ooms,
             foreign,
+            runqueue,
+            block_io,
             fresh,
             mounted,
         });
@@ -241,8 +257,22 @@ pub fn ensure_loaded(spec: &LoadSpec, mut loader: Command) -> Result<Loaded, Bpf
     }
     let made = |dir: PathBuf| if dir.exists() { Ok(dir) } else { Err(message.clone()) };
     let listen = made(listen);
-    let [devices, talk, net, connections, exits, ooms, foreign] = parts.map(made);
-    Ok(Loaded { ports, listen, devices, talk, net, connections, exits, ooms, foreign, fresh, mounted })
+    let [devices, talk, net, connections, exits, ooms, foreign, runqueue, block_io] = parts.map(made);
+    Ok(Loaded {
+        ports,
+        listen,
+        devices,
+        net,
+        talk,
+        connections,
+        exits,
+        ooms,
+        foreign,
+        runqueue,
+        block_io,
+        fresh,
+        mounted,
+    })
 }
 
 /// Takes everything away: programs are detached, maps are freed once nobody has them open.
@@ -363,8 +393,11 @@ mod tests {
         assert_ne!(names.exits, PinNames::new(7, 4, 1).exits, "level");
         assert_ne!(names.ooms, PinNames::new(7, 4, 1).ooms, "level");
         assert_ne!(names.foreign, PinNames::new(7, 4, 1).foreign, "level");
+        assert_ne!(names.runqueue, PinNames::new(7, 4, 1).runqueue, "level");
+        assert_ne!(names.block_io, PinNames::new(7, 4, 1).block_io, "level");
         let all = [&names.ports, &names.devices, &names.talk, &names.net, &names.exits, &names.ooms];
-        let mut all = all.into_iter().chain([&names.foreign, &names.connections]);
+        let observing = [&names.foreign, &names.connections, &names.runqueue, &names.block_io];
+        let mut all = all.into_iter().chain(observing);
         assert!(!all.any(|name| name.contains('.')), "reserved by bpffs");
     }
 

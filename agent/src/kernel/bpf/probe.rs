@@ -98,6 +98,13 @@ pub fn probe_ooms() -> Support {
     observable("CONFIG_BPF_EVENTS, kernel 5.5", ProgramType::Tracing).into()
 }
 
+/// Whether waits of tasks for a CPU are counted. The last word has the load itself: typed tracepoints with storage for each
+/// thread came with 5.11, the arguments that the program reads with 5.18, the fields with `CONFIG_SCHED_INFO` and
+/// `CONFIG_CFS_BANDWIDTH`.
+pub fn probe_runqueue() -> Support {
+    observable("CONFIG_BPF_EVENTS, kernel 4.17", ProgramType::RawTracePoint).into()
+}
+
 /// What programs of `observe` need: type information, and process ids that mean the same to them and the agent.
 fn observable(needs: &str, kind: ProgramType) -> Result<(), String> {
     has_bpffs().and_then(|()| program(kind, needs)).and_then(|()| has_btf())?;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use bulkhead_proto::v1::{DiskOptions, Resources, TaskReason, TaskState};
+use bulkhead_proto::v1::{DiskOptions, LatencyBucket, Resources, TaskReason, TaskState};
 use bulkhead_testkit::{Cluster, Framework, Options, Task, disk::ScratchDisk, harness, host, trials};
 use libtest_mimic::Trial;
 
@@ -176,6 +176,12 @@ async fn what_a_disk_can_do_is_offered() -> Result<()> {
     assert_eq!(end.state(), TaskState::Finished, "{end:?}");
     assert!(usage.disk_written_bytes >= 4 * MIB && usage.disk_read_bytes >= 4 * MIB, "{usage:?}");
     assert!(usage.disk_write_ops >= 4 && usage.disk_read_ops >= 64, "{usage:?}");
+    // How long each of them took.
+    let all = |buckets: &[LatencyBucket]| buckets.iter().map(|bucket| bucket.count).sum::<u64>();
+    assert!(all(&usage.disk_write_buckets) >= 4 && usage.disk_write_wait_usec > 0, "{usage:?}");
+    assert!(all(&usage.disk_read_buckets) >= 64 && usage.disk_read_wait_usec > 0, "{usage:?}");
+    assert!(all(&usage.disk_read_buckets) <= usage.disk_read_ops, "{usage:?}");
+    assert!(usage.io_some_stall_usec > 0, "{usage:?}");
 
     with.finish().await?;
     assert!(!qos()?.contains("enable=1"), "as it was found: {}", qos()?);
