@@ -11,6 +11,7 @@ use super::{
     bpf,
     cgroupfs::{Cgroup, CgroupError, cgroup2_mount},
     core_scheduling, io_cost, landlock,
+    page_cache::PageCache,
     pressure::MemoryTrigger,
     quota, quota_warnings, reserved_ports, sock_diag,
     spawn::Namespaces,
@@ -111,6 +112,15 @@ impl Features {
             supported(bpf::probe_talk(), "cgroup address hooks, longest-prefix tables, ring buffer"),
             "who may talk to whom: a connect or a send against the rules is EPERM in the task's own call",
             "tasks whose grant has rules that refuse something are refused",
+        ));
+        features.push(feature(
+            "cachestat",
+            match PageCache::probe() {
+                PageCache::Counted => Ok("cachestat(2)".to_owned()),
+                PageCache::Mapped => Err("no such system call".to_owned()),
+            },
+            "data locality: what of a file is in memory is counted",
+            "mincore(2) is asked about each page, which takes longer: large data sets are sampled more thinly",
         ));
         features.push(feature(
             "bpf_exits",

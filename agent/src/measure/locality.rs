@@ -125,7 +125,7 @@ impl Looker {
                     let bounds = walk::Bounds::within(this.time_bound, Instant::now());
                     walk::look(&set, &this.roots, this.page_cache, bounds, seed)
                 };
-                watch::on_a_thread(work, this_long(self.time_bound)).await
+                watch::on_a_thread(name, work, this_long(self.time_bound)).await
             }
         }
     }

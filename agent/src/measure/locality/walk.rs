@@ -31,7 +31,7 @@ use super::{
     name::LocalSet,
     place::{Place, Places},
     roots::{Roots, open_below, reopen},
-    sample::{Reservoir, estimated_files},
+    sample::{Listed, Reservoir, estimated_tree},
     tally::{Tally, scaled},
 };
 use crate::kernel::page_cache::PageCache;
@@ -40,6 +40,8 @@ use crate::kernel::page_cache::PageCache;
 const MOST_FILES: usize = 16_384;
 /// Directories that may wait to be listed; the others count as unlisted.
 const MOST_DIRS: usize = 16_384;
+/// Directories that are listed.
+const MOST_LISTED: usize = 65_536;
 /// Entries between two looks at the clock.
 const STRIDE: usize = 32;
 /// Directories that are still listed when the time is over, until one has a file.
@@ -62,8 +64,16 @@ impl Bounds {
     }
 }
 
-/// A directory that is to be listed: its path below the data set, and how many patterns led to it.
-type Waiting = (Rc<Path>, usize);
+/// A directory that is to be listed.
+struct Waiting {
+    /// Below the data set.
+    path: Rc<Path>,
+    /// How many patterns led to it.
+    level: usize,
+    /// Place of the one that it is in.
+    parent: usize,
+    depth: usize,
+}
 /// A file that may be looked at.
 type Found = (Rc<Path>, Box<OsStr>);
 
@@ -131,13 +141,9 @@ struct Listing<'a> {
     patterns: &'a [Pattern],
     waiting: Vec<Waiting>,
     files: Reservoir<Found>,
-    listed: u64,
-    /// Found, and dropped for want of room.
-    dropped: u64,
-    /// A directory was listed in part.
+    listed: Vec<Listed>,
+    /// Some were found and dropped for want of room, or listed in part.
     torn: bool,
-    /// Files that the rest of it probably has.
-    torn_files: u64,
     skipped: u64,
     problem: Option<Errno>,
     /// Something matched all patterns.
@@ -148,12 +154,10 @@ impl<'a> Listing<'a> {
     fn new(patterns: &'a [Pattern]) -> Self {
         Self {
             patterns,
-            waiting: vec![(Path::new("").into(), 0)],
+            waiting: vec![Waiting { path: Path::new("").into(), level: 0, parent: 0, depth: 0 }],
             files: Reservoir::new(MOST_FILES),
-            listed: 0,
-            dropped: 0,
+            listed: Vec::new(),
             torn: false,
-            torn_files: 0,
             skipped: 0,
             problem: None,
             matched: false,
@@ -163,9 +167,12 @@ impl<'a> Listing<'a> {
     /// Lists until that moment; then, where no file was found so far, a few directories more.
     fn run(&mut self, base: BorrowedFd<'_>, until: Instant, rng: &mut Rng) {
         let mut more = MORE_DIRS;
-        while !self.waiting.is_empty() {
-            let (path, level) = self.waiting.swap_remove(rng.usize(..self.waiting.len()));
-            if let Err(errno) = self.list(base, &path, level, until, rng) {
+        while !self.waiting.is_empty() && self.listed.len() < MOST_LISTED {
+            let next = self.waiting.swap_remove(rng.usize(..self.waiting.len()));
+            if let Some(parent) = self.listed.get_mut(next.parent) {
+                parent.unlisted = parent.unlisted.saturating_sub(1);
+            }
+            if let Err(errno) = self.list(base, &next, until, rng) {
                 self.skipped += 1;
                 self.problem.get_or_insert(errno);
             }
@@ -181,41 +188,47 @@ impl<'a> Listing<'a> {
     fn list(
         &mut self,
         base: BorrowedFd<'_>,
-        path: &Rc<Path>,
-        level: usize,
+        at: &Waiting,
         until: Instant,
         rng: &mut Rng,
     ) -> Result<(), Errno> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK;
-        let mut dir = Dir::new(open_below(base, path, flags)?)?;
-        self.listed += 1;
-        let (files, dirs, mut count) = (self.files.shown(), self.unlisted(), 0);
+        let mut dir = Dir::new(open_below(base, &at.path, flags)?)?;
+        let mut here = Listed { parent: at.parent, depth: at.depth, files: 0, unlisted: 0 };
+        let mut result = Ok(());
+        let mut count = 0;
         while let Some(entry) = dir.read() {
-            let entry = entry?;
-            self.take(&dir, path, level, &entry, rng);
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(errno) => {
+                    result = Err(errno);
+                    break;
+                }
+            };
+            self.take(&dir, at, &entry, &mut here, rng);
             count += 1;
             if count % STRIDE == 0 && Instant::now() >= until {
                 self.torn = true;
                 if let Some((part, whole)) = listed_part(&dir, entry.offset()) {
-                    let rest = |seen: u64| scaled(seen, whole, part) - seen;
-                    self.torn_files = self.torn_files.saturating_add(rest(self.files.shown() - files));
-                    self.dropped = self.dropped.saturating_add(rest(self.unlisted() - dirs));
+                    here.files = scaled(here.files, whole, part);
+                    here.unlisted = scaled(here.unlisted, whole, part);
                 }
                 break;
             }
         }
-        Ok(())
+        self.listed.push(here);
+        result
     }
 
-    fn take(&mut self, dir: &Dir, path: &Rc<Path>, level: usize, entry: &DirEntry, rng: &mut Rng) {
+    fn take(&mut self, dir: &Dir, at: &Waiting, entry: &DirEntry, here: &mut Listed, rng: &mut Rng) {
         let name = OsStr::from_bytes(entry.file_name().to_bytes());
         if name == "." || name == ".." {
             return;
         }
-        let level = match self.patterns.get(level) {
+        let level = match self.patterns.get(at.level) {
             Some(pattern) if !pattern.matches_with(&name.to_string_lossy(), MATCHING) => return,
-            Some(_) => level + 1,
-            None => level,
+            Some(_) => at.level + 1,
+            None => at.level,
         };
         let kind = match entry.file_type() {
             FileType::Unknown => kind_of(dir, entry),
@@ -225,14 +238,17 @@ impl<'a> Listing<'a> {
         match kind {
             FileType::RegularFile if complete => {
                 self.matched = true;
-                self.files.show(rng, || (Rc::clone(path), name.into()));
+                here.files += 1;
+                self.files.show(rng, || (Rc::clone(&at.path), name.into()));
             }
             FileType::Directory => {
                 self.matched |= complete;
+                here.unlisted += 1;
                 if self.waiting.len() < MOST_DIRS {
-                    self.waiting.push((path.join(name).into(), level));
+                    let (parent, depth) = (self.listed.len(), at.depth + 1);
+                    self.waiting.push(Waiting { path: at.path.join(name).into(), level, parent, depth });
                 } else {
-                    self.dropped += 1;
+                    self.torn = true;
                 }
             }
             // Links, devices, FIFOs and sockets are no data; what a link leads to is counted where it is.
@@ -240,13 +256,9 @@ impl<'a> Listing<'a> {
         }
     }
 
-    fn unlisted(&self) -> u64 {
-        self.dropped + self.waiting.len() as u64
-    }
-
     /// Was there no time to list everything?
     fn cut(&self) -> bool {
-        self.torn || self.unlisted() > 0
+        self.torn || !self.waiting.is_empty()
     }
 
     fn dangling(&self) -> bool {
@@ -254,8 +266,7 @@ impl<'a> Listing<'a> {
     }
 
     fn estimate(&self) -> u64 {
-        let files = self.files.shown().saturating_add(self.torn_files);
-        estimated_files(files, self.listed, self.unlisted())
+        estimated_tree(&self.listed).max(self.files.shown())
     }
 }
 

@@ -2,10 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -13,10 +11,10 @@ use bulkhead_proto::v1::DataAccess;
 use tokio::sync::{mpsc, oneshot, watch as channel};
 
 use super::{LookError, Looker, bandwidth::Meter, news::is_news, untold};
-use crate::config::LocalityConfig;
+use crate::{config::LocalityConfig, launch::blocking};
 
-/// Looks that hang in the kernel, in a file system that does not answer; beyond it no more are begun.
-const MOST_HANGING: usize = 4;
+/// Looks that hang in the kernel, in file systems that do not answer; beyond it no more are begun.
+const MOST_HANGING: usize = 16;
 /// Looks of so long in all may go before their budget: new data sets are answered at once, unless they come in masses.
 const BURST: Duration = Duration::from_secs(5);
 /// Answers in one message. With the longest names it stays far below what gRPC takes.
@@ -88,9 +86,12 @@ pub fn watch(
             match schedule.next(Instant::now()) {
                 Next::Look(name) => {
                     let began = Instant::now();
-                    let bandwidths = meter.now(began);
-                    let seed = schedule.looks;
-                    let access = looker.access(&name, &bandwidths, seed).await;
+                    let bandwidths;
+                    (bandwidths, meter) = blocking(move || (meter.now(began), meter)).await;
+                    // The same choice each time: what is news is then the data's and not the choice's.
+                    let mut hasher = DefaultHasher::new();
+                    name.hash(&mut hasher);
+                    let access = looker.access(&name, &bandwidths, hasher.finish()).await;
                     let now = Instant::now();
                     schedule.looked(&name, access, now - began, now);
                     cost(now - began, schedule.known.len());
@@ -118,29 +119,40 @@ async fn until_then(until: Option<Instant>) {
     }
 }
 
-/// Runs this on a thread of its own, and gives it up after `patience`. A thread that hangs in the kernel does not keep
-/// the process from ending, as one of the runtime's would.
+/// Data sets that threads look at now.
+static LOOKED_AT: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// Takes a data set off the list when its thread has ended.
+struct Looking(String);
+
+impl Looking {
+    /// Not while another thread hangs there, nor where too many do.
+    fn begin(name: &str) -> Option<Self> {
+        let mut all = LOOKED_AT.lock().unwrap_or_else(PoisonError::into_inner);
+        (all.len() < MOST_HANGING && all.insert(name.to_owned())).then(|| Self(name.to_owned()))
+    }
+}
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        LOOKED_AT.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
+/// Looks at a data set on a thread of its own, and gives it up after `patience`. A thread that hangs in the kernel does not
+/// keep the process from ending, as one of the runtime's would.
 pub(super) async fn on_a_thread<T: Send + 'static>(
+    name: &str,
     work: impl FnOnce() -> Result<T, LookError> + Send + 'static,
     patience: Duration,
 ) -> Result<T, LookError> {
-    static RUNNING: AtomicUsize = AtomicUsize::new(0);
-    struct Guard;
-    impl Drop for Guard {
-        fn drop(&mut self) {
-            RUNNING.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-    if RUNNING.fetch_add(1, Ordering::Relaxed) >= MOST_HANGING {
-        drop(Guard);
-        return Err(LookError::Stuck(patience));
-    }
-    let guard = Guard;
+    let looking = Looking::begin(name).ok_or(LookError::Stuck(patience))?;
     let (reply, answer) = oneshot::channel();
     let run = move || {
-        let _running = guard;
+        let result = work();
+        drop(looking);
         // Whoever waited may have given up.
-        drop(reply.send(work()));
+        drop(reply.send(result));
     };
     let started = std::thread::Builder::new().name("locality".into()).spawn(run);
     started.map_err(|error| LookError::Io("start a thread", error))?;
@@ -178,7 +190,6 @@ struct Schedule {
     known: BTreeMap<String, Known>,
     /// Until then the budget is spent.
     paid_at: Option<Instant>,
-    looks: u64,
 }
 
 impl Schedule {
@@ -191,7 +202,6 @@ impl Schedule {
             session: 0,
             known: BTreeMap::new(),
             paid_at: None,
-            looks: 0,
         }
     }
 
@@ -255,7 +265,6 @@ impl Schedule {
     }
 
     fn looked(&mut self, name: &str, access: DataAccess, took: Duration, now: Instant) {
-        self.looks += 1;
         let from = self.paid_at.map_or(now, |at| at.max(now));
         self.paid_at = Some(from + self.price(took));
         let due = now + self.refresh;
@@ -399,10 +408,12 @@ mod tests {
     async fn a_look_that_hangs_is_given_up() {
         let (release, held) = std::sync::mpsc::channel::<()>();
         let hang = move || held.recv().map_err(|_| LookError::Missing);
-        let error = on_a_thread(hang, Duration::from_millis(10)).await.unwrap_err();
+        let error = on_a_thread("/hangs", hang, Duration::from_millis(10)).await.unwrap_err();
         assert!(matches!(error, LookError::Stuck(_)), "{error}");
+        let again = on_a_thread("/hangs", || Ok(7), HANG).await.unwrap_err();
+        assert!(matches!(again, LookError::Stuck(_)), "one thread hangs there already");
+        assert_eq!(on_a_thread("/other", || Ok(7), HANG).await.unwrap(), 7);
         drop(release);
-        assert_eq!(on_a_thread(|| Ok(7), HANG).await.unwrap(), 7);
     }
 
     const HANG: Duration = Duration::from_secs(60);
