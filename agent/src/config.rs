@@ -20,6 +20,7 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 
 use crate::{
+    estimate::peak::Method,
     isolate::ports::PORT_CHOICE,
     launch::confine::{Profile, WAIVABLE, plain_absolute},
 };
@@ -139,6 +140,8 @@ pub struct Config {
     pub runqueue_look_percent: u32,
     /// Measuring may use this much of one CPU; beyond it, it is done less often.
     pub sample_budget_milli: u32,
+    /// How the peak of the next hour is predicted, above which CPU of guaranteed tasks is lent.
+    pub estimate: Method,
     /// A report is sent at least this often, changed or not.
     pub report_every_ms: u64,
     /// Sandboxes of ended tasks are kept this long.
@@ -213,6 +216,7 @@ impl Default for Config {
             runqueue_look_percent: 5,
             // A thousand tasks at the default period, on a slow machine.
             sample_budget_milli: 30,
+            estimate: Method::default(),
             report_every_ms: 5000,
             sandbox_keep_hours: 168,
             sandbox_keep_count: 1000,
@@ -365,6 +369,7 @@ impl Config {
                 return bad(key, "0".into(), "give at least 1");
             }
         }
+        self.check_estimate()?;
         if self.cgroup_root.components().any(|c| c.as_os_str() == "..")
             || self.cgroup_root.as_os_str().is_empty()
         {
@@ -372,6 +377,22 @@ impl Config {
             return bad("cgroup_root", value, "name a directory below the cgroup2 mount, such as bulkhead");
         }
         self.locality.check()
+    }
+
+    fn check_estimate(&self) -> Result<(), ConfigError> {
+        let Method { error_budget, fraction, percentile, sigmas, .. } = self.estimate;
+        for (key, value, least, most) in [
+            ("estimate.error_budget", error_budget, 0.0001, 0.5),
+            ("estimate.fraction", fraction, 0.0, 1.0),
+            ("estimate.percentile", percentile, 0.0, 1.0),
+            ("estimate.sigmas", sigmas, 0.0, 100.0),
+        ] {
+            if !(least..=most).contains(&value) {
+                let why = format!("give {least} to {most}");
+                return Err(ConfigError::Value { key, value: value.to_string(), why });
+            }
+        }
+        Ok(())
     }
 
     /// The offered ports.
@@ -548,6 +569,8 @@ mod tests {
         let little = Config { default_disk: ByteSize::kib(1), ..Config::default() };
         assert!(refused(little).contains("default_disk"));
         assert!(refused(Config { sample_every_ms: 0, ..Config::default() }).contains("sample_every_ms"));
+        let estimate = Method { error_budget: 0.0, ..Method::default() };
+        assert!(refused(Config { estimate, ..Config::default() }).contains("estimate.error_budget"));
         assert!(refused(Config { pressure_every_ms: 0, ..Config::default() }).contains("pressure_every_ms"));
         assert!(refused(Config { sample_budget_milli: 0, ..Config::default() }).contains("sample_budget"));
         assert!(

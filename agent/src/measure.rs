@@ -7,6 +7,7 @@ pub mod locality;
 pub mod network;
 pub mod node;
 pub mod ports;
+pub mod predictions;
 pub mod pressure;
 pub mod runqueue;
 pub mod sampler;

@@ -20,7 +20,9 @@ use crate::{
     launch::{self, Launcher, view::HostParts},
     link,
     measure::{
-        NodeCapacity, NodeSampler, runqueue,
+        NodeCapacity, NodeSampler,
+        predictions::{self, Predictions},
+        runqueue,
         sampler::{self, Sampling},
         tasks::TaskSampler,
     },
@@ -103,6 +105,9 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     });
     let ledger = capacity::ledger(&config, machine, &disk_speed, network.link_bits_per_sec(), &enforced)?;
     let ports = ledger.capacity().port_set().unwrap_or_default();
+    let all = ledger.capacity();
+    let file = config.work_dir.join(predictions::FILE);
+    let predictions = Predictions::start(&config.estimate, all.cpu_milli, all.mem_bytes, file);
     let _reserved = Reserved::take(&config, &tree, &ports.numbers(), &metrics);
     let images = Store::open(&config.work_dir.join("images"), config.images()?)?;
     let stager = Stager::new(config.stage())?;
@@ -132,6 +137,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         node: NodeSampler::start(tree, Instant::now())?,
         tasks: TaskSampler::new(Arc::clone(observed.watched()), machine.cpus),
         waits: programs.runqueue.clone(),
+        predictions,
         work_dir: config.work_dir.clone(),
         disk,
         net: network.sampler(),

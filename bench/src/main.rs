@@ -7,6 +7,7 @@
 //!      -> churn      many short tasks      and what they leave
 //!      -> isolation  a victim, disturbed   victim, antagonist, picture
 //!      -> net        bandwidth, held       wire, role, shaped, throughput, cost
+//!      -> predict    peaks on recorded days
 //!           |
 //!         report     with the machine, as tables or JSON
 //! ```
@@ -25,6 +26,7 @@ mod launch;
 mod machine;
 mod net;
 mod overhead;
+mod predict;
 mod process_cost;
 mod report;
 mod runtimes;
@@ -122,6 +124,14 @@ Needs about 1 GiB of memory, 512 MiB of disk, and cgroup v2 controllers to isola
 Needs ip and tc, and fq for departure times. Every figure of a program contains one reading of the clock, by which the
 kernel takes it.")]
     Net(net::Settings),
+    /// How well peaks are predicted on recorded days
+    ///
+    /// Walks machines of recorded tasks through their days. From the third hour on, the predictor sees what was before and says
+    /// the machine's peak over the next hour; the truth is the largest total in it.
+    #[command(after_help = "\
+violation_rate is the share of predictions below the truth, margin the sum of predictions over the sum of truths: of two
+predictors that are too low as often, the one with the smaller margin leaves more to lend.")]
+    Predict(predict::Settings),
     /// Run launch, runtimes, overhead and churn with their defaults
     All,
     /// The disturbed part of `isolation`
@@ -156,6 +166,14 @@ fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }),
         Benchmark::Antagonist { kind } => kind.run().map(|()| ExitCode::SUCCESS),
+        Benchmark::Predict(settings) => predict::run(settings).and_then(|predictions| {
+            let text = match cli.json {
+                true => serde_json::to_string_pretty(&predictions)?,
+                false => tables::predictions(&predictions),
+            };
+            writeln!(io::stdout(), "{text}")?;
+            Ok(ExitCode::SUCCESS)
+        }),
         Benchmark::NetRole { role } => role.play().and_then(|summary| {
             if let Some(summary) = summary {
                 writeln!(io::stdout(), "{}", serde_json::to_string(&summary)?)?;
@@ -193,7 +211,10 @@ async fn measure(benchmark: &Benchmark) -> Result<Report> {
         Benchmark::Churn(settings) => report.churn = Some(churn::run(settings).await?),
         Benchmark::Isolation(settings) => report.isolation = Some(isolation::run(settings).await?),
         Benchmark::Net(settings) => report.net = Some(net::run(settings).await?),
-        Benchmark::Victim { .. } | Benchmark::Antagonist { .. } | Benchmark::NetRole { .. } => {}
+        Benchmark::Victim { .. }
+        | Benchmark::Antagonist { .. }
+        | Benchmark::NetRole { .. }
+        | Benchmark::Predict(_) => {}
         Benchmark::All => {
             report.runtimes = Some(runtimes::run(&defaults()?).await?);
             report.churn = Some(churn::run(&defaults()?).await?);

@@ -11,6 +11,7 @@ use crate::{
     machine::Machine,
     net::Net,
     overhead::{Overhead, Window},
+    predict::{Outcome, Score},
     process_cost::ProcessCost,
     report::Report,
     runtimes::Runtimes,
@@ -192,6 +193,26 @@ fn net(net: &Net) -> String {
     ];
     parts.extend(net.skipped.iter().map(|why| format!("left out: {why}")));
     parts.join("\n\n")
+}
+
+/// One predictor, file by file, or all of them.
+pub(crate) fn predictions(outcome: &Outcome) -> String {
+    let row = |name: &str, score: &Score| {
+        let too_low = format!("{:.2} %", score.violation_rate * 100.0);
+        vec![name.to_owned(), score.predictions.to_string(), too_low, format!("{:.3}", score.margin)]
+    };
+    match outcome {
+        Outcome::One(one) => {
+            let files = one.files.iter().map(|file| row(&file.file, &file.score));
+            let rows = files.chain([row("all", &one.all)]).collect();
+            let table = table(&["FILE", "PREDICTIONS", "TOO LOW", "MARGIN"], rows);
+            format!("{}, {} tasks a machine\n{table}", one.predictor, one.tasks_per_machine)
+        }
+        Outcome::Compared { predictors } => table(
+            &["PREDICTOR", "PREDICTIONS", "TOO LOW", "MARGIN"],
+            predictors.iter().map(|one| row(one.predictor, &one.all)).collect(),
+        ),
+    }
 }
 
 fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {

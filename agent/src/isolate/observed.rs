@@ -79,10 +79,12 @@ impl Isolator for Arc<Observed> {
             let error = crate::error_chain(&error);
             tracing::warn!(task = task.task.1, error, "measure a task; see the limit of open files");
         }
+        self.watched.bound(task.id, grant.into());
         Ok(())
     }
 
-    fn update(&self, _task: &TaskPlace, _before: &Grant, _after: &Grant) -> Result<(), IsolateError> {
+    fn update(&self, task: &TaskPlace, _before: &Grant, after: &Grant) -> Result<(), IsolateError> {
+        self.watched.bound(task.id, after.into());
         Ok(())
     }
 

@@ -32,8 +32,13 @@ pub struct Observation {
     pub strangers_net: NetUse,
     /// The link's speed now, 0 where there is none.
     pub link_bits_per_sec: u64,
-    /// CPU of guaranteed tasks; `None` while it was not watched for long enough to lend any.
+    /// CPU of guaranteed tasks, at its peak of the last while or the predicted one of the next hour, whichever is larger;
+    /// `None` while it was not watched for long enough to lend any.
     pub guaranteed_cpu_milli: Option<u64>,
+    /// The predicted peak of guaranteed tasks; `None` in the first minutes.
+    pub predicted_cpu_milli: Option<u64>,
+    /// The same of their memory.
+    pub predicted_mem_bytes: Option<u64>,
     /// Ports that the node offers and some socket on the host holds, tasks' included.
     pub ports_in_use: PortSet,
     /// What the machine stands still for.

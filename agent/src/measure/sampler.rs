@@ -15,6 +15,7 @@ use super::{
     network::NetUse,
     node::{MeasureError, NodeSampler},
     ports,
+    predictions::Predictions,
     pressure::{self, Pressure, PressureSampler},
     runqueue::RecentWaits,
     tasks::TaskSampler,
@@ -75,6 +76,8 @@ pub struct Sampling {
     pub disk: Option<Arc<DiskSpace>>,
     /// On the link, where bandwidth is held.
     pub net: Option<NetSampler>,
+    /// What comes of the tasks' samples.
+    pub predictions: Predictions,
     /// Of these it is measured which are in use.
     pub ports: PortSet,
     /// Off, only ports and lending are measured.
@@ -124,6 +127,7 @@ pub async fn run(sampling: Sampling, pace: Pace, metrics: SamplerMetrics, keeper
         let Some(mut observation) = sampler.checked(result) else { continue };
         observation.pressure = sampler.pressure.pressure();
         sampler.metrics.pressure(&observation.pressure);
+        sampler.metrics.predicted(observation.predicted_cpu_milli, observation.predicted_mem_bytes);
         if keeper.send(Message::Observed(observation)).await.is_err() {
             return;
         }
@@ -193,7 +197,8 @@ fn round(mut parts: Parts) -> (Result<Observation, MeasureError>, Duration, Part
 fn observe(sampling: &mut Sampling, peaks: &mut Peaks, now: Instant) -> Result<Observation, MeasureError> {
     let sample = sampling.node.sample(now)?;
     // They are kept for whoever asks: the agent's API, and metrics.
-    sampling.tasks.sample(Instant::now);
+    let tasks = sampling.tasks.sample(Instant::now);
+    sampling.predictions.add(&tasks, now);
     peaks.strangers_cpu.add(sample.strangers_cpu_milli, now);
     peaks.strangers_mem.add(sample.strangers_mem_bytes, now);
     peaks.guaranteed_cpu.add(sample.guaranteed_cpu_milli, now);
@@ -208,7 +213,14 @@ fn observe(sampling: &mut Sampling, peaks: &mut Peaks, now: Instant) -> Result<O
     Ok(Observation {
         strangers_cpu_milli: strangers(&peaks.strangers_cpu, CPU_STEP_MILLI),
         strangers_mem_bytes: strangers(&peaks.strangers_mem, MEM_STEP_BYTES),
-        guaranteed_cpu_milli: peaks.guaranteed_cpu.peak().filter(|_| watched),
+        // A burst is over the prediction for as long as it counts.
+        guaranteed_cpu_milli: peaks
+            .guaranteed_cpu
+            .peak()
+            .filter(|_| watched)
+            .map(|peak| peak.max(sampling.predictions.cpu_milli().unwrap_or(0))),
+        predicted_cpu_milli: sampling.predictions.cpu_milli(),
+        predicted_mem_bytes: sampling.predictions.mem_bytes(),
         ports_in_use: ports::in_use(&sampling.ports)?,
         strangers_net: NetUse {
             sent_bits_per_sec: strangers(&peaks.strangers_sent, NET_STEP_BITS_PER_SEC),

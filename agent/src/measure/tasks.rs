@@ -22,7 +22,7 @@ pub mod sample;
 
 use files::{ReadError, TaskFiles};
 pub use reading::{DiskCount, MemUse, Reading, StallCount, Stalls};
-pub use sample::{DiskRate, Stalled, TaskSample, Used};
+pub use sample::{Bounds, DiskRate, Stalled, TaskSample, Used};
 
 /// The tasks that are measured, and what was read of each last. Shared by who adds and removes them, by the sampler,
 /// and by who tells others.
@@ -33,6 +33,7 @@ pub struct Watched(Mutex<BTreeMap<u64, Watch>>);
 struct Watch {
     task: TaskKey,
     class: Class,
+    bounds: Bounds,
     /// `None` once the cgroup was found to be gone.
     files: Option<Arc<TaskFiles>>,
     last: Option<Reading>,
@@ -47,9 +48,16 @@ impl Watched {
     pub fn insert(&self, id: u64, task: TaskKey, class: Class, cgroup: &Cgroup) -> Result<(), ReadError> {
         if let Entry::Vacant(place) = self.lock().entry(id) {
             let files = Some(Arc::new(TaskFiles::open(cgroup.path())?));
-            place.insert(Watch { task, class, files, last: None, used: None });
+            place.insert(Watch { task, class, bounds: Bounds::default(), files, last: None, used: None });
         }
         Ok(())
+    }
+
+    /// Says what a task may use, from its next sample on. Harmless where it is not measured.
+    pub fn bound(&self, id: u64, bounds: Bounds) {
+        if let Some(watch) = self.lock().get_mut(&id) {
+            watch.bounds = bounds;
+        }
     }
 
     /// Measures a task no longer. Harmless where it is not measured.
@@ -144,7 +152,7 @@ impl Watch {
             }
         };
         self.used = self.last.replace(reading).and_then(|before| sample::used(&before, &reading, cpus));
-        Some(TaskSample { task: self.task.clone(), class: self.class, used: self.used? })
+        Some(TaskSample { task: self.task.clone(), class: self.class, bounds: self.bounds, used: self.used? })
     }
 }
 
@@ -177,8 +185,12 @@ mod tests {
         watched.insert(7, task("a"), Class::Guaranteed, &Cgroup::at(dir.path())).unwrap();
         assert_eq!(sampler.sample(at(0)), []);
         set(&dir, 1_500_000);
+        let bounds = Bounds { cpu_milli: Some(2000), ..Bounds::default() };
+        watched.bound(7, bounds);
+        watched.bound(8, bounds);
         let samples = sampler.sample(at(1));
         assert_eq!((samples.len(), samples[0].used.cpu_milli, &samples[0].task), (1, 1500, &task("a")));
+        assert_eq!(samples[0].bounds, bounds);
         assert!(watched.any_guaranteed());
         assert_eq!(watched.latest()[0].2.cpu.used_usec, 1_500_000);
         watched.remove(7);
@@ -204,7 +216,9 @@ mod tests {
     fn a_cgroup_that_vanished_is_read_no_more_and_has_no_sample() {
         let dir = cgroup(0);
         let files = Some(Arc::new(TaskFiles::open(dir.path()).unwrap()));
-        let mut watch = Watch { task: task("a"), class: Class::Guaranteed, files, last: None, used: None };
+        let bounds = Bounds::default();
+        let mut watch =
+            Watch { task: task("a"), class: Class::Guaranteed, bounds, files, last: None, used: None };
         let reading = |used_usec| {
             let cpu = reading::CpuCount { used_usec, ..Default::default() };
             Ok(Reading { at: Instant::now(), cpu, mem: None, stalls: Stalls::default(), disk: None })

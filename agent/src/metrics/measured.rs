@@ -54,9 +54,17 @@ pub struct SamplerMetrics {
     pause_seconds: Gauge,
     over_budget: IntGauge,
     pressure: GaugeVec,
+    predicted_cpu: Gauge,
+    predicted_mem: Gauge,
 }
 
 impl SamplerMetrics {
+    /// Guaranteed tasks are predicted to use so much at their peak within the next hour.
+    pub fn predicted(&self, cpu_milli: Option<u64>, mem_bytes: Option<u64>) {
+        self.predicted_cpu.set(precise(cpu_milli.unwrap_or(0)) / 1000.0);
+        self.predicted_mem.set(precise(mem_bytes.unwrap_or(0)));
+    }
+
     /// Measuring took this much CPU time.
     pub fn spent(&self, cpu: Duration) {
         self.cpu_seconds.inc_by(cpu.as_secs_f64());
@@ -118,12 +126,22 @@ impl Metrics {
                 "1 while it is measured less often than configured, to stay within sample_budget_milli.",
             )?,
             pressure: GaugeVec::new(pressure, &["resource", "kind", "over"])?,
+            predicted_cpu: Gauge::new(
+                "bulkhead_agent_predicted_peak_cpu_cores",
+                "CPU that guaranteed tasks are predicted to use at their peak within the next hour; 0 in the first minutes.",
+            )?,
+            predicted_mem: Gauge::new(
+                "bulkhead_agent_predicted_peak_mem_bytes",
+                "Memory that guaranteed tasks are predicted to use at their peak within the next hour; 0 in the first minutes.",
+            )?,
         };
-        let all: [Box<dyn Collector>; 4] = [
+        let all: [Box<dyn Collector>; 6] = [
             Box::new(metrics.cpu_seconds.clone()),
             Box::new(metrics.pause_seconds.clone()),
             Box::new(metrics.over_budget.clone()),
             Box::new(metrics.pressure.clone()),
+            Box::new(metrics.predicted_cpu.clone()),
+            Box::new(metrics.predicted_mem.clone()),
         ];
         all.into_iter().try_for_each(|metric| self.registry.register(metric))?;
         Ok(metrics)

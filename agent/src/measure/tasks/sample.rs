@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::reading::{CpuCount, DiskCount, MemUse, Reading, StallCount, Stalls};
-use crate::{grant::Class, offer::ledger::TaskKey};
+use crate::{
+    grant::{Class, Grant},
+    offer::ledger::TaskKey,
+};
 
 /// What one task used over a while, and what it had at its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,8 +15,31 @@ pub struct TaskSample {
     pub task: TaskKey,
     /// How firmly its resources are its own.
     pub class: Class,
+    /// What it may use.
+    pub bounds: Bounds,
     /// Use and waiting.
     pub used: Used,
+}
+
+/// What a task may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// CPU: its cap, or what it was granted. Beyond that it has no claim to what is idle; `None` is everything.
+    pub cpu_milli: Option<u64>,
+    /// Memory; `None` is everything.
+    pub mem_bytes: Option<u64>,
+    /// On cores of its own, what it leaves is no use to others.
+    pub exclusive: bool,
+}
+
+impl From<&Grant> for Bounds {
+    fn from(grant: &Grant) -> Self {
+        Self {
+            cpu_milli: Some(grant.cpu.cap_milli.unwrap_or(grant.cpu_milli)),
+            mem_bytes: Some(grant.mem.max_bytes),
+            exclusive: grant.cpu.exclusive,
+        }
+    }
 }
 
 /// Use and waiting, averaged over the time since the reading before.
