@@ -506,6 +506,7 @@ mod tests {
     use std::error::Error as _;
 
     use super::*;
+    use crate::estimate::peak::Kind;
 
     fn parse(text: &str) -> Result<Config, ConfigError> {
         let dir = tempfile::tempdir().unwrap();
@@ -527,6 +528,15 @@ mod tests {
         };
         assert_eq!(config, expected);
         config.check().unwrap();
+    }
+
+    #[test]
+    fn the_method_of_estimating_is_a_section() {
+        let config = parse("[estimate]\npredictor = \"n-sigma\"\nsigmas = 4\n").unwrap();
+        let expected = Method { predictor: Kind::NSigma, sigmas: 4.0, ..Method::default() };
+        assert_eq!(config.estimate, expected);
+        assert!(parse("[estimate]\npredictor = \"oracle\"\n").is_err());
+        assert!(parse("[estimate]\nbudget = 1\n").is_err());
     }
 
     #[test]
