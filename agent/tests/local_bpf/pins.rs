@@ -99,9 +99,10 @@ fn what_dead_loaders_and_older_agents_left_is_cleared_away() {
     let mut left: Vec<_> = fs::read_dir(&node.spec.pin_dir).unwrap().map(|e| e.unwrap().path()).collect();
     left.sort();
     let (devices, talk, net) = (loaded.devices, loaded.talk, loaded.net);
-    let optional = [loaded.connections, devices, loaded.exits, loaded.foreign, net, loaded.ooms, talk]
-        .map(Result::unwrap);
-    let mut expected: Vec<_> = optional.into_iter().chain([loaded.ports]).chain(loaded.listen).collect();
+    let (exits, ooms, foreign) = (loaded.exits, loaded.ooms, loaded.foreign);
+    let everywhere = [loaded.connections, devices, exits, foreign, net, ooms, talk].map(Result::unwrap);
+    let where_it_can_be = [loaded.listen, loaded.runqueue, loaded.block_io].into_iter().flatten();
+    let mut expected: Vec<_> = everywhere.into_iter().chain([loaded.ports]).chain(where_it_can_be).collect();
     expected.sort();
     assert_eq!(left, expected);
 }
