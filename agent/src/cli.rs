@@ -198,6 +198,9 @@ struct Settings {
     /// Directory that tasks may have as a volume, or below; may be given several times
     #[arg(long = "volume-dir", value_name = "DIR", global = true)]
     volume_dirs: Vec<PathBuf>,
+    /// Hold revocable tasks to less while guaranteed ones wait? [default: true]
+    #[arg(long, value_name = "BOOL", global = true)]
+    qos: Option<bool>,
     /// Let frameworks ask what is below this directory and how large, which the agent looks at as root; may be given
     /// several times
     #[arg(long = "locality-root", value_name = "DIR", global = true)]
@@ -251,6 +254,7 @@ impl Settings {
         config.readable_paths.extend(self.readable_paths);
         config.volume_dirs.extend(self.volume_dirs);
         config.locality.roots.extend(self.locality_roots);
+        config.qos.enabled = self.qos.unwrap_or(config.qos.enabled);
         config.check()?;
         Ok(config)
     }

@@ -28,8 +28,10 @@ use crate::{
 use crate::grant::MIN_DISK_BYTES;
 
 mod locality;
+mod qos;
 
 pub use locality::LocalityConfig;
+pub use qos::QosConfig;
 
 /// Everything that can be set in the file. Most of it has a flag of the same name, with dashes.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
@@ -161,6 +163,8 @@ pub struct Config {
     pub artifact_ca_file: PathBuf,
     /// What frameworks are told about the way to their data.
     pub locality: LocalityConfig,
+    /// How guaranteed tasks are protected from revocable ones.
+    pub qos: QosConfig,
 }
 
 impl Default for Config {
@@ -226,6 +230,7 @@ impl Default for Config {
             artifact_timeout_ms: 1_800_000,
             artifact_ca_file: PathBuf::new(),
             locality: LocalityConfig::default(),
+            qos: QosConfig::default(),
         }
     }
 }

@@ -29,6 +29,7 @@ pub mod observed;
 pub mod output;
 pub mod pids;
 pub mod ports;
+pub mod revocable;
 pub mod talk;
 pub mod tree;
 

@@ -19,9 +19,9 @@ use tokio::{
 
 use crate::{
     estimate::RevocableCap,
-    event::EventLog,
+    event::{EventKey, EventLog},
     grant::Grant,
-    isolate::TaskPlace,
+    isolate::{TaskPlace, revocable::Revocable},
     journal::Journal,
     launch::{LaunchError, Launcher, Running, plan::Defaults},
     measure::locality::Names,
@@ -65,6 +65,8 @@ pub enum Message {
     Acknowledge(v1::Acknowledge),
     /// The sampler measured the node.
     Observed(Observation),
+    /// A revocable task has to end for the guaranteed ones, for this reason.
+    Revoke(TaskKey, String),
     /// A launch came to its end.
     Launched(TaskKey, Result<Running, LaunchError>),
     /// A task came to its end; no process of it is left.
@@ -171,6 +173,8 @@ pub struct Parts {
     pub reporter: Reporter,
     /// How tasks are started.
     pub launcher: Launcher,
+    /// The revocable tasks together.
+    pub revocable: Arc<Revocable>,
     /// Where their root directories come from.
     pub images: bulkhead_image::Store,
     /// How their files come to them.
@@ -301,6 +305,7 @@ impl Keeper {
             Message::Observed(observation) => self.observe(&observation),
             Message::WatchDataSets(watch) => self.watch_data_sets(watch),
             Message::DataAccess(news) => self.note_data_access(news),
+            Message::Revoke(key, why) => self.revoke(&key, why),
             Message::Launched(key, Ok(running)) => self.launched(key, running),
             Message::Launched(key, Err(error)) => self.launch_failed(&key, &error),
             Message::Ended(key, end) => self.ended(&key, &end),
@@ -315,14 +320,26 @@ impl Keeper {
 
     fn kill(&mut self, kill: &v1::Kill) {
         let key = (kill.framework_id.clone(), kill.task_id.clone());
-        let Some(live) = self.live.get_mut(&key) else {
+        self.end(&key, kill.reason(), kill.grace_ms);
+    }
+
+    fn revoke(&mut self, key: &TaskKey, why: String) {
+        let Some(place) = self.live.get(key).and_then(|live| live.cgroup.as_ref()) else { return };
+        let event = EventKey::of_run(key, place.id, v1::EventKind::Revoked);
+        self.parts.events.record(event, 1, why, unix_time_ms());
+        self.end(key, v1::TaskReason::Revoked, 0);
+    }
+
+    /// A grace of 0 is the task's own, or the agent's default.
+    fn end(&mut self, key: &TaskKey, reason: v1::TaskReason, grace_ms: u64) {
+        let Some(live) = self.live.get_mut(key) else {
             tracing::debug!(task = key.1, "asked to kill a task that has ended");
             return;
         };
-        let own = self.table.get(&key).map_or(0, |r| r.spec.kill_grace_ms);
-        let grace_ms = [kill.grace_ms, own].into_iter().find(|ms| *ms > 0);
+        let own = self.table.get(key).map_or(0, |r| r.spec.kill_grace_ms);
+        let grace_ms = [grace_ms, own].into_iter().find(|ms| *ms > 0);
         let grace = grace_ms.map_or(self.parts.defaults.kill_grace, Duration::from_millis);
-        let request = KillRequest { reason: kill.reason(), grace };
+        let request = KillRequest { reason, grace };
         match &live.supervisor {
             // A full queue means that it is being killed already.
             Some(supervisor) => drop(supervisor.try_send(request)),

@@ -17,6 +17,7 @@ pub mod netns;
 pub mod page_cache;
 pub mod pidfd;
 pub mod pressure;
+pub mod priority;
 pub mod probe;
 pub mod quota;
 pub mod quota_warnings;

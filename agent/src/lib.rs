@@ -12,6 +12,8 @@
 //! - `link` holds the stream to the master: what the keeper puts into its outbox goes up, what comes down
 //!   becomes messages to the keeper.
 //! - one `launch` and then one `supervise` per task, which report back to the keeper.
+//! - `qos`, a thread that comes before all others, is woken by the kernel while guaranteed tasks wait, and holds the revocable
+//!   ones to less.
 //! - `sampler` measures the node every period and tells the keeper.
 //! - `locality` looks at the data sets that frameworks name, one at a time on a thread of its own, and tells the keeper
 //!   what is news.
@@ -36,6 +38,7 @@ pub mod measure;
 pub mod metrics;
 pub mod node;
 pub mod offer;
+pub mod qos;
 pub mod task;
 pub mod user;
 

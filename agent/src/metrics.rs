@@ -18,6 +18,7 @@ mod connections;
 mod histograms;
 mod locality;
 mod measured;
+mod qos;
 mod traffic;
 mod waits;
 
@@ -25,6 +26,7 @@ pub use caches::ReadCache;
 pub use connections::ReadConnections;
 pub use locality::LocalityMetrics;
 pub use measured::SamplerMetrics;
+pub use qos::QosMetrics;
 pub use traffic::ReadTraffic;
 pub use waits::{ReadDiskWaits, ReadWaits};
 
@@ -166,6 +168,7 @@ impl Metrics {
             EventKind::DiskFull => self.limit_hit("disk", more),
             EventKind::OutputTruncated => self.limit_hit("output", more),
             EventKind::MemoryStalled => self.limit_hit("memory_stall", more),
+            EventKind::Revoked => self.limit_hit("revoked", more),
             EventKind::Unspecified => {}
         }
     }

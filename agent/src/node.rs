@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     event::EventLog,
     identity::{self, Held},
-    isolate::{disk_space::VolumeBounds, observed::Observed, tree::Tree},
+    isolate::{disk_space::VolumeBounds, observed::Observed, revocable::Revocable, tree::Tree},
     journal::{Journal, replay::Replayed},
     keeper::{Keeper, Parts},
     kernel::{cgroupfs::cgroup2_mount, limits, probe::Features},
@@ -36,6 +36,7 @@ mod error;
 mod isolation;
 mod locality;
 mod programs;
+mod protection;
 mod reserved;
 mod settings;
 
@@ -113,7 +114,9 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     let stager = Stager::new(config.stage())?;
     tell_caches(&metrics, &stager, &images)?;
     let (data_sets, answers) = locality::start(&config, &metrics).await?;
+    let revocable = Arc::new(Revocable::release(tree.clone()).map_err(NodeError::Tree)?);
     let (mut keeper, messages) = Keeper::new(Parts {
+        revocable: Arc::clone(&revocable),
         ledger,
         reporter: Reporter::new(enforced, Duration::from_millis(config.report_every_ms)),
         agent,
@@ -133,6 +136,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     tokio::spawn(keeper.run());
     tokio::spawn(locality::forward(answers, messages.clone()));
     programs.tell_refusals(&events);
+    protection::start(&config, &tree, revocable, observed.watched(), &messages, &metrics)?;
     let sampling = Sampling {
         node: NodeSampler::start(tree, Instant::now())?,
         tasks: TaskSampler::new(Arc::clone(observed.watched()), machine.cpus),

@@ -136,17 +136,23 @@ impl Tree {
         }
     }
 
-    /// Caps all revocable tasks together; they get at least a hundredth of a CPU, so that none stands still.
+    /// Caps all revocable tasks together, or no longer; they get at least a hundredth of a CPU, so that none stands still.
     ///
     /// # Errors
     /// The kernel's refusal. Nothing is done without the cpu controller.
-    pub fn squeeze_revocable(&self, cap_milli: u64) -> Result<(), CgroupError> {
+    pub fn cap_revocable(&self, cap_milli: Option<u64>) -> Result<(), CgroupError> {
         if !self.has("cpu") {
             return Ok(());
         }
-        let quota_usec = Some(quota_usec(cap_milli, PERIOD_USEC));
+        let quota_usec = cap_milli.map(|cap| quota_usec(cap, PERIOD_USEC));
         let cap = Bandwidth { quota_usec, period_usec: PERIOD_USEC, burst_usec: 0 };
         set_bandwidth(&self.branch(Branch::Revocable), &cap)
+    }
+
+    /// Below a directory of plain files, without controllers.
+    #[cfg(test)]
+    pub(super) fn in_files(dir: &Path) -> Self {
+        Self { root: Cgroup::at(dir), task_level: LEVELS_TO_TASKS, controllers: Vec::new() }
     }
 
     /// Does the tree have this controller?

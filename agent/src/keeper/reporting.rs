@@ -95,15 +95,15 @@ impl Keeper {
         let revocable = seen.guaranteed_cpu_milli.map_or(0, lend);
         ledger.observe(strangers, revocable);
         if let Some(cap) = seen.guaranteed_cpu_milli.and_then(|_| self.revocable_cap.next(revocable)) {
-            self.squeeze_revocable(cap);
+            self.lend(cap);
         }
     }
 
     /// In the background, as everything that touches files.
-    fn squeeze_revocable(&self, cap_milli: u64) {
-        let tree = self.parts.launcher.tree().clone();
+    fn lend(&self, cap_milli: u64) {
+        let revocable = Arc::clone(&self.parts.revocable);
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = tree.squeeze_revocable(cap_milli) {
+            if let Err(error) = revocable.lend(cap_milli) {
                 tracing::warn!(cap_milli, error = crate::error_chain(&error), "cap the revocable tasks");
             }
         });

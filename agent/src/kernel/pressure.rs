@@ -1,14 +1,21 @@
-//! Pressure of memory in one cgroup: how long its processes stood still, and being woken when they do.
+//! Pressure in one cgroup: how long its processes stood still, and being woken when they do.
 //!
 //! Source: the kernel's `Documentation/accounting/psi.rst`. Per-cgroup pressure came with Linux 4.20, triggers with 5.2.
 
 use std::{
     fs,
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::OpenOptionsExt as _,
+    },
     time::Duration,
 };
 
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 use tokio::io::Interest;
 
 use super::{
@@ -16,11 +23,17 @@ use super::{
     ready::Ready,
 };
 
-/// The file of a cgroup. It is there without the memory controller too.
+/// Files of a cgroup. They are there without the controllers too.
 pub const MEMORY_PRESSURE: &str = "memory.pressure";
+/// Of waiting for a CPU.
+pub const CPU_PRESSURE: &str = "cpu.pressure";
+/// Of waiting for a disk.
+pub const IO_PRESSURE: &str = "io.pressure";
 
 /// Over which time a trigger looks: without CAP_SYS_RESOURCE, the kernel takes multiples of two seconds only.
 const WINDOW: Duration = Duration::from_secs(2);
+/// The shortest that the kernel takes from the privileged. It looks ten times in it.
+const SHORT_WINDOW: Duration = Duration::from_millis(500);
 
 /// How long all processes of the cgroup that had something to do waited for memory at once, since it was made.
 ///
@@ -82,17 +95,63 @@ impl MemoryTrigger {
     }
 }
 
+/// Wakes when any process of a cgroup stood still for a part of half a second, at most once in that time.
+///
+/// To be called as root: the kernel lets nobody else look so often.
+#[derive(Debug)]
+pub struct StallTrigger {
+    file: fs::File,
+}
+
+impl StallTrigger {
+    /// Arms the trigger for one of the files above; 1 to 1000. It is disarmed on drop.
+    ///
+    /// # Errors
+    /// As [`MemoryTrigger::arm`].
+    pub fn arm(cgroup: &Cgroup, file: &'static str, permille: u64) -> Result<Self, CgroupError> {
+        let stall_usec = SHORT_WINDOW.as_micros() * u128::from(permille.clamp(1, 1000)) / 1000;
+        let order = format!("some {stall_usec} {}", SHORT_WINDOW.as_micros());
+        set(cgroup, file, &order).map(|file| Self { file })
+    }
+}
+
+impl AsFd for StallTrigger {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Waits until one of them has fired since the call before, or for this long.
+///
+/// # Errors
+/// `ENOMEM`; and `ENODEV` once a cgroup was removed.
+pub fn wait_for_any(triggers: &[StallTrigger], at_most: Option<Duration>) -> io::Result<()> {
+    let mut all: Vec<_> = triggers.iter().map(|one| PollFd::new(one.as_fd(), PollFlags::POLLPRI)).collect();
+    let at_most = at_most.map_or(PollTimeout::NONE, |time| time.try_into().unwrap_or(PollTimeout::MAX));
+    match poll(&mut all, at_most) {
+        // Whoever was interrupted looks once too often.
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let gone = |one: &PollFd<'_>| one.revents().is_some_and(|events| events.contains(PollFlags::POLLERR));
+    if all.iter().any(gone) { Err(Errno::ENODEV.into()) } else { Ok(()) }
+}
+
 /// The file with the trigger in it, which lasts as long as the file is open.
 fn order(cgroup: &Cgroup, percent: u32) -> Result<fs::File, CgroupError> {
     let stall_usec = WINDOW.as_micros() * u128::from(percent.clamp(1, 100)) / 100;
-    let order = format!("full {stall_usec} {}", WINDOW.as_micros());
+    set(cgroup, MEMORY_PRESSURE, &format!("full {stall_usec} {}", WINDOW.as_micros()))
+}
+
+fn set(cgroup: &Cgroup, name: &str, order: &str) -> Result<fs::File, CgroupError> {
+    let path = cgroup.path().join(name);
     fs::OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NONBLOCK)
-        .open(cgroup.path().join(MEMORY_PRESSURE))
+        .open(&path)
         .and_then(|mut file| file.write_all(order.as_bytes()).map(|()| file))
-        .map_err(|source| failed(cgroup, format!("set the trigger {order:?} in"), source))
+        .map_err(|source| CgroupError::Io { op: format!("set the trigger {order:?} in"), path, source })
 }
 
 fn failed(cgroup: &Cgroup, op: String, source: io::Error) -> CgroupError {

@@ -88,6 +88,9 @@ fn kill_message(reason: TaskReason) -> &'static str {
         TaskReason::KilledByOperator => "killed on an operator's request",
         TaskReason::FrameworkGone => "killed because its framework is gone",
         TaskReason::AgentLost => "killed because the master had given this agent up and the task for lost",
+        TaskReason::Revoked => {
+            "ended by the agent: guaranteed tasks need what it was lent; its event says what was measured"
+        }
         TaskReason::AgentRestarted => "killed because another agent has the same task",
         _ => "killed on its framework's request",
     }

@@ -269,6 +269,7 @@ pub(crate) fn event_text(event: &Event) -> String {
         EventKind::DiskFull => "write refused at the disk limit".to_owned(),
         EventKind::OutputTruncated => "output cut off at its head".to_owned(),
         EventKind::MemoryStalled => "ended: stood still for memory".to_owned(),
+        EventKind::Revoked => "ended: guaranteed tasks needed what it was lent".to_owned(),
         EventKind::Unspecified => format!("kind {}", event.kind),
     }
 }

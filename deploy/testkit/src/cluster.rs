@@ -46,6 +46,8 @@ pub struct Options {
     pub allow_trusted_tasks: bool,
     /// The agent holds back what the rest of the machine is measured to use. Off, offers do not depend on it.
     pub measure_strangers: bool,
+    /// The agent holds revocable tasks to less while guaranteed ones wait. Off, nothing but their grants holds them.
+    pub qos: bool,
     /// Start the agent without a master; [`Cluster::start_master`] brings it later.
     pub without_master: bool,
     /// Where the master listens; a free port of loopback unless given.
@@ -409,6 +411,7 @@ impl Cluster {
             ("--listen", self.options.agent_listen.unwrap_or(ANY_LOOPBACK).to_string()),
             ("--ports", self.options.ports.clone().unwrap_or_else(own_ports)),
             ("--measure-strangers", self.options.measure_strangers.to_string()),
+            ("--qos", self.options.qos.to_string()),
         ] {
             arguments.extend([flag.to_owned(), value]);
         }

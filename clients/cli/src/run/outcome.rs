@@ -108,6 +108,7 @@ pub(crate) fn reason_words(reason: TaskReason) -> Option<&'static str> {
         TaskReason::UnknownTask => "nobody knows it",
         TaskReason::InvalidTask => "malformed task",
         TaskReason::MemoryStalled => "stood still for memory",
+        TaskReason::Revoked => "revoked for guaranteed tasks",
         TaskReason::ArtifactFailed => "artifact failed",
         TaskReason::ImageFailed => "image failed",
         TaskReason::ConfinementRefused => "confinement refused",

@@ -20,6 +20,7 @@ mod on_disk;
 mod pids;
 #[path = "../local/ports.rs"]
 mod ports;
+mod protection;
 mod quota_fences;
 mod resize;
 mod staging;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         books::tests(),
         resize::tests(),
         cores::tests(),
+        protection::tests(),
         traces::tests(),
     ];
     harness::run(unfit, tests.into_iter().flatten().collect(), || harness::block_on(CLUSTER.finish()))
