@@ -142,12 +142,16 @@ mod tests {
         let all = || ["memory.high", "io.weight", "cgroup.freeze"].map(&read);
         assert_eq!(all(), ["max", "default 100", "0"], "what an agent before held");
         // The kernel takes a write for the whole value; a plain file keeps what was longer.
-        let blank = |file| fs::write(dir.path().join("revocable").join(file), "").unwrap();
-        ["memory.high", "io.weight", "cgroup.freeze"].map(blank);
+        let blank = || {
+            for file in ["memory.high", "io.weight", "cgroup.freeze"] {
+                fs::write(dir.path().join("revocable").join(file), "").unwrap();
+            }
+        };
+        blank();
         let held = Held { mem_high_bytes: Some(1 << 20), io_least: true, frozen: true, ..Held::default() };
         revocable.hold(held).unwrap();
         assert_eq!(all(), ["1048576", "default 1", "1"]);
-        ["memory.high", "io.weight", "cgroup.freeze"].map(blank);
+        blank();
         revocable.hold(Held { frozen: false, ..held }).unwrap();
         assert_eq!(all(), ["", "", "0"]);
         fs::remove_file(dir.path().join("revocable/memory.high")).unwrap();
