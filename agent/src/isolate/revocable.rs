@@ -10,7 +10,7 @@ use crate::kernel::cgroupfs::{Cgroup, CgroupError};
 const DEFAULT_IO_WEIGHT: &str = "default 100";
 const LEAST_IO_WEIGHT: &str = "default 1";
 
-/// What guaranteed tasks leave to the revocable ones for now.
+/// What guaranteed tasks leave to the revocable ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
     /// `None`: all that is lent.
