@@ -204,11 +204,13 @@ async fn a_terminal_shows_how_far_staging_is() -> Result<()> {
     let half = server.artifact("/half", "what does not come");
     let artifact = format!("{},digest={}", half.uri, half.digest);
     let run = cluster.cli(["run", "--artifact", artifact.as_str(), "--", "true"]);
-    // script(1) gives the command a terminal of its own, and ends with it.
+    // script(1) gives the command a terminal of its own, and ends with it. A shell that stays in between
+    // gets Ctrl-C as well, and some then end by it, whatever the command ends with.
     let words = std::iter::once(run.as_std().get_program()).chain(run.as_std().get_args());
-    let command: Vec<_> = words.map(|word| format!("'{}'", word.to_string_lossy())).collect();
+    let quoted: Vec<_> = words.map(|word| format!("'{}'", word.to_string_lossy())).collect();
+    let command = format!("exec {}", quoted.join(" "));
     let mut terminal = tokio::process::Command::new("script");
-    terminal.args(["--quiet", "--flush", "--return", "--command", &command.join(" "), "/dev/null"]);
+    terminal.args(["--quiet", "--flush", "--return", "--command", &command, "/dev/null"]);
     terminal.env("TERM", "xterm").stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
     let mut shown = terminal.spawn().context("script")?;
     let mut screen = shown.stdout.take().context("an output")?;
