@@ -201,6 +201,12 @@ struct Settings {
     /// Hold revocable tasks to less while guaranteed ones wait? [default: true]
     #[arg(long, value_name = "BOOL", global = true)]
     qos: Option<bool>,
+    /// Tell the master when CPU that is held back or lent has changed by this [default: 100]
+    #[arg(long, value_name = "MILLI", global = true)]
+    report_cpu_step_milli: Option<u64>,
+    /// Tell the master when memory that is held back has changed by this [default: 64MiB]
+    #[arg(long, value_name = "SIZE", global = true)]
+    report_mem_step: Option<ByteSize>,
     /// Let frameworks ask what is below this directory and how large, which the agent looks at as root; may be given
     /// several times
     #[arg(long = "locality-root", value_name = "DIR", global = true)]
@@ -255,6 +261,9 @@ impl Settings {
         config.volume_dirs.extend(self.volume_dirs);
         config.locality.roots.extend(self.locality_roots);
         config.qos.enabled = self.qos.unwrap_or(config.qos.enabled);
+        let report = &mut config.report;
+        report.cpu_step_milli = self.report_cpu_step_milli.unwrap_or(report.cpu_step_milli);
+        report.mem_step = self.report_mem_step.unwrap_or(report.mem_step);
         config.check()?;
         Ok(config)
     }

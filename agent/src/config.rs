@@ -29,9 +29,11 @@ use crate::grant::MIN_DISK_BYTES;
 
 mod locality;
 mod qos;
+mod report;
 
 pub use locality::LocalityConfig;
 pub use qos::QosConfig;
+pub use report::ReportConfig;
 
 /// Everything that can be set in the file. Most of it has a flag of the same name, with dashes.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
@@ -144,8 +146,10 @@ pub struct Config {
     pub sample_budget_milli: u32,
     /// How the peak of the next hour is predicted, above which CPU of guaranteed tasks is lent.
     pub estimate: Method,
-    /// A report is sent at least this often, changed or not.
+    /// The master hears at least this often that its picture of this node still holds, or gets another one.
     pub report_every_ms: u64,
+    /// Which changes of what is measured are news.
+    pub report: ReportConfig,
     /// Sandboxes of ended tasks are kept this long.
     pub sandbox_keep_hours: u64,
     /// And at most this many of them.
@@ -231,6 +235,7 @@ impl Default for Config {
             artifact_ca_file: PathBuf::new(),
             locality: LocalityConfig::default(),
             qos: QosConfig::default(),
+            report: ReportConfig::default(),
         }
     }
 }
@@ -369,12 +374,14 @@ impl Config {
             ("sample_every_ms", self.sample_every_ms),
             ("pressure_every_ms", self.pressure_every_ms),
             ("sample_budget_milli", self.sample_budget_milli.into()),
+            ("report_every_ms", self.report_every_ms),
         ] {
             if value == 0 {
                 return bad(key, "0".into(), "give at least 1");
             }
         }
         self.check_estimate()?;
+        self.report.steps()?;
         if self.cgroup_root.components().any(|c| c.as_os_str() == "..")
             || self.cgroup_root.as_os_str().is_empty()
         {
@@ -587,6 +594,9 @@ mod tests {
         let estimate = Method { error_budget: 0.0, ..Method::default() };
         assert!(refused(Config { estimate, ..Config::default() }).contains("estimate.error_budget"));
         assert!(refused(Config { pressure_every_ms: 0, ..Config::default() }).contains("pressure_every_ms"));
+        assert!(refused(Config { report_every_ms: 0, ..Config::default() }).contains("report_every_ms"));
+        let report = ReportConfig { runqueue_factor: 1, ..ReportConfig::default() };
+        assert!(refused(Config { report, ..Config::default() }).contains("report.runqueue_factor"));
         assert!(refused(Config { sample_budget_milli: 0, ..Config::default() }).contains("sample_budget"));
         assert!(
             refused(Config { disk_offer_percent: 101, ..Config::default() }).contains("disk_offer_percent")

@@ -75,6 +75,8 @@ pub enum Message {
     Cleared(TaskKey, TaskStatus),
     /// The journal took or refused a record that was only written to see.
     JournalTried(bool),
+    /// The master does not have the report that it was told still holds.
+    SendReport,
     /// The master says what a framework names.
     WatchDataSets(v1::WatchDataSets),
     /// What it costs to reach data sets, where that is news.
@@ -303,6 +305,7 @@ impl Keeper {
             Message::Resized(done) => self.resized(*done),
             Message::Acknowledge(ack) => self.acknowledge(&ack),
             Message::Observed(observation) => self.observe(&observation),
+            Message::SendReport => self.send_report(),
             Message::WatchDataSets(watch) => self.watch_data_sets(watch),
             Message::DataAccess(news) => self.note_data_access(news),
             Message::Revoke(key, why) => self.revoke(&key, why),
@@ -399,9 +402,11 @@ impl Keeper {
         let version = Some(self.parts.ledger.version());
         if self.reported != version && outbox.capacity() > 0 {
             self.reported = version;
-            if let Some(report) = self.parts.reporter.due(self.report(), now) {
-                self.parts.metrics.resources(&report);
-                self.send(&outbox, agent_message::Message::Report(report));
+            let report = self.report();
+            self.parts.metrics.resources(&report);
+            if let Some(news) = self.parts.reporter.due(report, now) {
+                self.parts.metrics.reported(&news);
+                self.send(&outbox, news.into());
             }
         }
         self.flush_data_access(&outbox);

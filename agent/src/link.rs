@@ -171,8 +171,9 @@ async fn deliver(message: MasterMessage, keeper: &Sender) -> Result<(), LinkErro
         Some(master_message::Message::Kill(kill)) => Message::Kill(kill),
         Some(master_message::Message::Acknowledge(ack)) => Message::Acknowledge(ack),
         Some(master_message::Message::WatchDataSets(watch)) => Message::WatchDataSets(watch),
-        // A newer master may know more than this agent.
+        Some(master_message::Message::SendReport(_)) => Message::SendReport,
         Some(master_message::Message::Resize(resize)) => Message::Resize(resize),
+        // A newer master may know more than this agent.
         Some(master_message::Message::Registered(_)) | None => return Ok(()),
     };
     keeper.send(message).await.map_err(|_| LinkError::Stopping)

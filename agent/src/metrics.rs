@@ -13,6 +13,8 @@ use prometheus::{
     proto::MetricFamily,
 };
 
+use crate::offer::report::News;
+
 mod caches;
 mod connections;
 mod histograms;
@@ -43,6 +45,7 @@ pub struct Metrics {
     ports_denied: IntCounterVec,
     limit_hits: IntCounterVec,
     resources: GaugeVec,
+    reports: IntCounterVec,
     features: IntGaugeVec,
     journal_works: IntGauge,
     memory_protected: IntGaugeVec,
@@ -89,6 +92,13 @@ impl Metrics {
                 ),
                 &["kind", "part"],
             )?,
+            reports: IntCounterVec::new(
+                Opts::new(
+                    "bulkhead_agent_reports_total",
+                    "Reports to the master: whole ones, and those that say in a few bytes that the last one still holds.",
+                ),
+                &["kind"],
+            )?,
             features: IntGaugeVec::new(
                 Opts::new("bulkhead_agent_kernel_feature", "1 where this kernel has the feature."),
                 &["feature"],
@@ -117,7 +127,8 @@ impl Metrics {
     }
 
     fn register(&self) -> Result<(), prometheus::Error> {
-        let all: [Box<dyn Collector>; 10] = [
+        let all: [Box<dyn Collector>; 11] = [
+            Box::new(self.reports.clone()),
             Box::new(self.journal_works.clone()),
             Box::new(self.memory_protected.clone()),
             Box::new(self.launch_seconds.clone()),
@@ -202,6 +213,15 @@ impl Metrics {
         };
         revocable("capacity", report.revocable_cpu_milli);
         revocable("allocated", report.revocable_allocated_cpu_milli);
+    }
+
+    /// The master is told this.
+    pub fn reported(&self, news: &News) {
+        let kind = match news {
+            News::Report(_) => "whole",
+            News::Unchanged { .. } => "unchanged",
+        };
+        self.reports.with_label_values(&[kind]).inc();
     }
 
     /// What is kept from reclaim for guaranteed tasks changed.

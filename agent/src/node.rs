@@ -1,9 +1,6 @@
 //! Puts the agent together, in flow order, from its configuration.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use bulkhead_image::Store;
 use bulkhead_stage::Stager;
@@ -118,7 +115,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     let (mut keeper, messages) = Keeper::new(Parts {
         revocable: Arc::clone(&revocable),
         ledger,
-        reporter: Reporter::new(enforced, Duration::from_millis(config.report_every_ms)),
+        reporter: Reporter::new(enforced, config.report.steps()?, settings::report_pace(&config)),
         agent,
         launcher,
         images,

@@ -2,6 +2,8 @@
 
 pub mod ledger;
 pub mod report;
+mod steps;
 
 pub use ledger::{Ledger, Refusal};
 pub use report::Reporter;
+pub use steps::Steps;

@@ -16,6 +16,8 @@ pub struct Agent {
     pub info: AgentInfo,
     /// What it measured last.
     pub report: ResourceReport,
+    /// When it sent that, or last said that it still holds.
+    pub confirmed: UnixMs,
     /// Its stream; `None` while it is away.
     pub session: Option<SessionId>,
     /// When it last said anything.
@@ -59,6 +61,7 @@ impl Inventory {
         let agent = Agent {
             info: register.agent.clone().unwrap_or_default(),
             report: register.report.clone().unwrap_or_default(),
+            confirmed: now,
             session: Some(session),
             heard: now,
             registered: self.agents.get(id).map_or(now, |known| known.registered),
@@ -83,13 +86,23 @@ impl Inventory {
     }
 
     /// Takes over a report; false where it is older than the one already here.
-    pub fn report(&mut self, id: &AgentId, report: &ResourceReport) -> bool {
+    pub fn report(&mut self, id: &AgentId, report: &ResourceReport, now: UnixMs) -> bool {
         let Some(agent) = self.agents.get_mut(id) else { return false };
         let newer = report.sequence > agent.report.sequence;
         if newer {
             agent.report = report.clone();
+            agent.confirmed = now;
         }
         newer
+    }
+
+    /// The report of this number still holds; false where another one is here.
+    pub fn confirm(&mut self, id: &AgentId, sequence: u64, now: UnixMs) -> bool {
+        let Some(agent) = self.agents.get_mut(id).filter(|a| a.report.sequence == sequence) else {
+            return false;
+        };
+        agent.confirmed = now;
+        true
     }
 
     /// Takes over what it costs to reach these data sets.

@@ -62,6 +62,12 @@ impl Keeper {
         drop(reply.send(v1::Register { agent: Some(self.parts.agent.clone()), report: Some(report), tasks }));
     }
 
+    /// The master has lost its picture.
+    pub(super) fn send_report(&mut self) {
+        self.reported = None;
+        self.parts.reporter.forget();
+    }
+
     /// The books, and how busy the node is.
     pub(super) fn report(&self) -> v1::ResourceReport {
         self.strain.tell(self.parts.ledger.report())

@@ -68,5 +68,7 @@ pub(super) fn ledger(
     let disk_io_offered = bounded && offered("disk_io", enforced.disk_io);
     let disk_io = if disk_io_offered { disk_io.clone() } else { Resources::default() };
     let kept = disk_io::kept_back(&disk_io, config.disk_offer_percent);
-    Ok(Ledger::new(capacity.plus(&disk_io), &floor.plus(&kept)))
+    // Smaller changes may not have been told.
+    let slack = config.report.disk_step.as_u64();
+    Ok(Ledger::new(capacity.plus(&disk_io), &floor.plus(&kept)).with_disk_slack(slack))
 }

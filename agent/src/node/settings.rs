@@ -16,6 +16,7 @@ use crate::{
         sandbox::Keep,
     },
     measure::sampler::Pace,
+    offer::report,
     user::{UserError, Users},
 };
 
@@ -91,6 +92,14 @@ pub(super) fn pace(config: &Config) -> Pace {
         every: Duration::from_millis(config.sample_every_ms),
         pressure_every: Duration::from_millis(config.pressure_every_ms),
         budget_milli: config.sample_budget_milli,
+    }
+}
+
+/// How old the master's picture may be.
+pub(super) fn report_pace(config: &Config) -> report::Pace {
+    report::Pace {
+        at_least_every: Duration::from_millis(config.report_every_ms),
+        whole_every: Duration::from_millis(config.report.whole_every_ms),
     }
 }
 

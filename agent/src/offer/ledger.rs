@@ -76,6 +76,7 @@ pub struct Ledger {
     /// What everything that is not a task was measured to use.
     strangers: Resources,
     revocable_cpu_milli: u64,
+    disk_slack_bytes: u64,
     held: BTreeMap<TaskKey, Held>,
     /// The sum of what is `held`, kept so that a launch costs the same with a thousand tasks.
     allocated: Resources,
@@ -92,11 +93,19 @@ impl Ledger {
             floor,
             strangers: Resources::default(),
             revocable_cpu_milli: 0,
+            disk_slack_bytes: 0,
             held: BTreeMap::new(),
             allocated: Resources::default(),
             closed: false,
             version: 0,
         }
+    }
+
+    /// Of the disk, files of others that the master may not have been told of yet: what it offers is granted all the same, out
+    /// of the floor.
+    #[must_use]
+    pub fn with_disk_slack(self, bytes: u64) -> Self {
+        Self { disk_slack_bytes: bytes.min(self.floor.disk_bytes), ..self }
     }
 
     /// Books a grant, or says why it does not fit.
@@ -158,7 +167,8 @@ impl Ledger {
             Class::Revocable => self.revocable_cpu_milli.saturating_sub(self.revocable_allocated()),
         };
         // Files of others do not go away when somebody waits.
-        let others = self.floor.at_least(&self.strangers).disk_bytes;
+        let strangers = self.strangers.disk_bytes.saturating_sub(self.disk_slack_bytes);
+        let others = self.floor.disk_bytes.max(strangers);
         let disk_left =
             self.capacity.disk_bytes.saturating_sub(others).saturating_sub(self.allocated.disk_bytes);
         let left = Resources { cpu_milli: cpu_left, disk_bytes: disk_left, ..left };

@@ -2,26 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use bulkhead_proto::v1::{Enforced, NodePressure, ResourceReport};
+use bulkhead_proto::v1::{Enforced, NodePressure, ResourceReport, Unchanged, agent_message};
 
+use super::Steps;
 use crate::measure::tasks::{Stalled, Stalls};
-
-/// A change of CPU below a tenth of a CPU is noise of the measurement.
-const CPU_STEP_MILLI: u64 = 100;
-/// A change of memory below this is noise of the page cache.
-const MEM_STEP_BYTES: u64 = 64 << 20;
-/// And of the disk below this, somebody's log.
-const DISK_STEP_BYTES: u64 = 64 << 20;
-
-/// And of the link below this, somebody's update.
-const NET_STEP_BITS_PER_SEC: u64 = 10_000_000;
-
-/// A tenth of the time more or less that processes stand still is another node to be on; less may be one program's start.
-const PRESSURE_STEP_PERMILLE: u64 = 100;
-/// Waits for a CPU are known to a factor of two, so less than this factor may be none.
-const RUNQUEUE_FACTOR: u64 = 4;
-/// Below this nobody notices that he waits for a CPU.
-const RUNQUEUE_NOTICED_USEC: u64 = 1000;
 
 /// How busy a node is, whatever of it is granted to whom.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,19 +34,59 @@ impl Strain {
     }
 }
 
+/// What the master is told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum News {
+    /// Everything.
+    Report(Box<ResourceReport>),
+    /// The report of this number still holds: a few bytes.
+    Unchanged {
+        /// Of that report.
+        sequence: u64,
+    },
+}
+
+impl From<News> for agent_message::Message {
+    fn from(news: News) -> Self {
+        match news {
+            News::Report(report) => Self::Report(*report),
+            News::Unchanged { sequence } => Self::Unchanged(Unchanged { sequence }),
+        }
+    }
+}
+
+/// How old the master's picture may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// It is confirmed, or replaced, at least this often.
+    pub at_least_every: Duration,
+    /// Changes that are too small to be news are told after this long.
+    pub whole_every: Duration,
+}
+
 /// Numbers the reports of a session and holds back those that say nothing new.
 #[derive(Debug)]
 pub struct Reporter {
     enforced: Enforced,
-    at_least_every: Duration,
-    last: Option<(ResourceReport, Instant)>,
+    steps: Steps,
+    pace: Pace,
+    last: Option<Last>,
     sequence: u64,
 }
 
+/// What the master has.
+#[derive(Debug)]
+struct Last {
+    report: ResourceReport,
+    sent: Instant,
+    /// When it was sent, or confirmed.
+    confirmed: Instant,
+}
+
 impl Reporter {
-    /// `at_least_every` bounds how old the master's picture can be.
-    pub fn new(enforced: Enforced, at_least_every: Duration) -> Self {
-        Self { enforced, at_least_every, last: None, sequence: 0 }
+    /// A reporter that has said nothing yet.
+    pub fn new(enforced: Enforced, steps: Steps, pace: Pace) -> Self {
+        Self { enforced, steps, pace, last: None, sequence: 0 }
     }
 
     /// What this node's kernel enforces.
@@ -70,12 +94,27 @@ impl Reporter {
         &self.enforced
     }
 
-    /// The report completed, if it differs enough from the last one or that is long ago.
-    pub fn due(&mut self, report: ResourceReport, now: Instant) -> Option<ResourceReport> {
-        let due = self.last.as_ref().is_none_or(|(last, at)| {
-            differs(last, &report) || now.saturating_duration_since(*at) >= self.at_least_every
-        });
-        due.then(|| self.stamp(report, now))
+    /// What to tell the master of this report, if anything.
+    pub fn due(&mut self, report: ResourceReport, now: Instant) -> Option<News> {
+        let whole = |reporter: &mut Self, report| Some(News::Report(Box::new(reporter.stamp(report, now))));
+        let Some(last) = self.last.as_mut() else { return whole(self, report) };
+        if self.steps.differ(&last.report, &report) {
+            return whole(self, report);
+        }
+        if now.saturating_duration_since(last.confirmed) < self.pace.at_least_every {
+            return None;
+        }
+        let report = ResourceReport { sequence: self.sequence, enforced: Some(self.enforced), ..report };
+        if report != last.report && now.saturating_duration_since(last.sent) >= self.pace.whole_every {
+            return whole(self, report);
+        }
+        last.confirmed = now;
+        Some(News::Unchanged { sequence: self.sequence })
+    }
+
+    /// The next report is a whole one: the master lacks the last.
+    pub fn forget(&mut self) {
+        self.last = None;
     }
 
     /// The report completed, unconditionally: for a registration.
@@ -83,93 +122,90 @@ impl Reporter {
         self.sequence += 1;
         report.sequence = self.sequence;
         report.enforced = Some(self.enforced);
-        self.last = Some((report.clone(), now));
+        self.last = Some(Last { report: report.clone(), sent: now, confirmed: now });
         report
     }
 }
 
-/// Allocations matter to the byte, measurements only beyond their noise.
-fn differs(a: &ResourceReport, b: &ResourceReport) -> bool {
-    let reserve = |r: &ResourceReport| r.reserve.clone().unwrap_or_default();
-    let (ra, rb) = (reserve(a), reserve(b));
-    a.allocated != b.allocated
-        || a.capacity != b.capacity
-        || a.revocable_allocated_cpu_milli != b.revocable_allocated_cpu_milli
-        || ra.ports != rb.ports
-        || ra.cpu_milli.abs_diff(rb.cpu_milli) >= CPU_STEP_MILLI
-        || ra.mem_bytes.abs_diff(rb.mem_bytes) >= MEM_STEP_BYTES
-        || ra.disk_bytes.abs_diff(rb.disk_bytes) >= DISK_STEP_BYTES
-        || ra.net_egress_bits_per_sec.abs_diff(rb.net_egress_bits_per_sec) >= NET_STEP_BITS_PER_SEC
-        || ra.net_ingress_bits_per_sec.abs_diff(rb.net_ingress_bits_per_sec) >= NET_STEP_BITS_PER_SEC
-        || a.revocable_cpu_milli.abs_diff(b.revocable_cpu_milli) >= CPU_STEP_MILLI
-        || pressure_differs(a.pressure.unwrap_or_default(), b.pressure.unwrap_or_default())
-        || runqueue_differs(a.runqueue_p99_usec, b.runqueue_p99_usec)
-}
-
-fn pressure_differs(a: NodePressure, b: NodePressure) -> bool {
-    let parts = |p: NodePressure| {
-        [
-            p.cpu_some_permille,
-            p.mem_some_permille,
-            p.mem_full_permille,
-            p.io_some_permille,
-            p.io_full_permille,
-        ]
-    };
-    parts(a).iter().zip(parts(b)).any(|(a, b)| a.abs_diff(b) >= PRESSURE_STEP_PERMILLE)
-}
-
-/// That there is nothing to say of it any more is no news.
-fn runqueue_differs(a: Option<u64>, b: Option<u64>) -> bool {
-    let noticed = |usec: Option<u64>| usec.unwrap_or(0).max(RUNQUEUE_NOTICED_USEC);
-    let (less, more) = (noticed(a).min(noticed(b)), noticed(a).max(noticed(b)));
-    more >= less.saturating_mul(RUNQUEUE_FACTOR)
-}
-
 #[cfg(test)]
 mod tests {
+    use bulkhead_proto::v1::{AgentMessage, Resources};
+    use prost::Message as _;
+
     use super::*;
-    use bulkhead_proto::v1::Resources;
+    use crate::config::ReportConfig;
 
     fn report(allocated: u64, reserve: u64) -> ResourceReport {
         let cpu = |cpu_milli| Some(Resources { cpu_milli, ..Default::default() });
         ResourceReport { allocated: cpu(allocated), reserve: cpu(reserve), ..Default::default() }
     }
 
-    fn strained(io_permille: u64, runqueue_p99_usec: Option<u64>) -> ResourceReport {
-        let io = Some(Stalled { some_permille: io_permille, full_permille: 0 });
-        Strain { pressure: Stalls { io, ..Stalls::default() }, runqueue_p99_usec }.tell(report(0, 0))
+    fn reporter() -> Reporter {
+        let pace = Pace { at_least_every: Duration::from_secs(5), whole_every: Duration::from_secs(12) };
+        Reporter::new(Enforced::default(), ReportConfig::default().steps().unwrap(), pace)
     }
 
-    #[test]
-    fn a_busier_node_is_news_and_a_twitch_is_none() {
-        let calm = strained(20, None);
-        for (other, is_news) in [
-            (strained(119, None), false),
-            (strained(120, None), true),
-            (strained(20, Some(4096)), true),
-            (strained(20, Some(2048)), false),
-            (strained(20, Some(1)), false),
-        ] {
-            assert_eq!(differs(&calm, &other), is_news, "{other:?}");
-            assert_eq!(differs(&other, &calm), is_news, "{other:?}");
+    fn whole(news: Option<News>) -> Option<u64> {
+        match news {
+            Some(News::Report(report)) => Some(report.sequence),
+            _ => None,
         }
-        assert!(!differs(&strained(20, Some(8192)), &strained(20, Some(16_384))));
-        assert!(differs(&strained(20, Some(8192)), &strained(20, Some(u64::MAX))));
-        assert_eq!(Strain::default().tell(report(0, 0)).pressure, None, "not told by the kernel");
-        assert_eq!(calm.pressure.unwrap().io_some_permille, 20);
     }
 
     #[test]
-    fn noise_is_held_back_until_it_is_time() {
-        let mut reporter = Reporter::new(Enforced::default(), Duration::from_secs(5));
+    fn what_the_kernel_does_not_tell_is_left_out() {
+        assert_eq!(Strain::default().tell(report(0, 0)).pressure, None);
+        let io = Some(Stalled { some_permille: 20, full_permille: 0 });
+        let strain = Strain { pressure: Stalls { io, ..Stalls::default() }, runqueue_p99_usec: None };
+        assert_eq!(strain.tell(report(0, 0)).pressure.unwrap().io_some_permille, 20);
+    }
+
+    #[test]
+    fn noise_is_held_back_and_then_confirmed_as_none() {
+        let mut reporter = reporter();
         let start = Instant::now();
         let at = |s| start + Duration::from_secs(s);
-        assert_eq!(reporter.due(report(0, 500), at(0)).unwrap().sequence, 1);
+        assert_eq!(whole(reporter.due(report(0, 500), at(0))), Some(1));
         assert_eq!(reporter.due(report(0, 599), at(1)), None);
-        assert_eq!(reporter.due(report(0, 600), at(2)).unwrap().sequence, 2);
-        assert_eq!(reporter.due(report(1, 600), at(2)).unwrap().sequence, 3);
+        assert_eq!(whole(reporter.due(report(0, 600), at(2))), Some(2));
+        assert_eq!(whole(reporter.due(report(1, 600), at(2))), Some(3), "a grant is no noise");
         assert_eq!(reporter.due(report(1, 600), at(6)), None);
-        assert_eq!(reporter.due(report(1, 600), at(7)).unwrap().sequence, 4);
+        assert_eq!(reporter.due(report(1, 650), at(7)), Some(News::Unchanged { sequence: 3 }));
+        assert_eq!(reporter.due(report(1, 650), at(11)), None, "confirmed four seconds ago");
+        assert_eq!(reporter.due(report(1, 650), at(12)), Some(News::Unchanged { sequence: 3 }));
+        assert_eq!(whole(reporter.due(report(1, 650), at(17))), Some(4), "small changes are told in time");
+        for s in [22, 27, 32, 600] {
+            assert_eq!(reporter.due(report(1, 650), at(s)), Some(News::Unchanged { sequence: 4 }));
+        }
+    }
+
+    #[test]
+    fn a_clock_that_stands_still_or_goes_back_repeats_nothing() {
+        let mut reporter = reporter();
+        let start = Instant::now();
+        let later = start + Duration::from_secs(3600);
+        assert_eq!(whole(reporter.due(report(0, 0), later)), Some(1));
+        assert_eq!(reporter.due(report(0, 0), later), None);
+        assert_eq!(reporter.due(report(0, 0), start), None);
+        assert_eq!(whole(reporter.due(report(1, 0), start)), Some(2), "news is told at any time");
+    }
+
+    #[test]
+    fn a_master_without_the_last_report_gets_a_whole_one() {
+        let mut reporter = reporter();
+        let now = Instant::now();
+        reporter.stamp(report(0, 0), now);
+        assert_eq!(reporter.due(report(0, 0), now), None);
+        reporter.forget();
+        assert_eq!(whole(reporter.due(report(0, 0), now)), Some(2));
+    }
+
+    #[test]
+    fn an_unchanged_node_costs_a_few_bytes() {
+        for sequence in [1, 127, 1 << 20, u64::MAX] {
+            let message = Some(News::Unchanged { sequence }.into());
+            let bytes = AgentMessage { message }.encoded_len();
+            assert!(bytes <= 16, "{bytes} bytes for {sequence}");
+        }
     }
 }

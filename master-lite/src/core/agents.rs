@@ -3,8 +3,8 @@
 use bulkhead_proto::{
     ids::check_id,
     v1::{
-        Acknowledge, Grant, Kill, Register, Registered, ResourceReport, Task, TaskReason, TaskState,
-        TaskStatus, agent_message, master_message,
+        Acknowledge, Grant, Kill, Register, Registered, ResourceReport, SendReport, Task, TaskReason,
+        TaskState, TaskStatus, Unchanged, agent_message, master_message,
     },
 };
 
@@ -183,6 +183,7 @@ impl Core {
                 self.agent_measured_access(&agent, report.data_access);
             }
             agent_message::Message::Report(report) => self.agent_reports(&agent, &report),
+            agent_message::Message::Unchanged(unchanged) => self.agent_unchanged(&agent, unchanged),
             agent_message::Message::Status(status) => self.task_status(&agent, status),
             agent_message::Message::Register(_) => {
                 self.agent_leaves(&agent, "it registered twice on one stream");
@@ -197,8 +198,15 @@ impl Core {
         if let Err(problem) = check_report(report) {
             return self.log(Severity::Warn, format!("agent {agent}: a report was ignored: {problem}"));
         }
-        if self.inventory.report(agent, report) {
+        if self.inventory.report(agent, report, self.now) {
             self.take_in(agent, report);
+        }
+    }
+
+    /// Nothing is offered anew for it. A report that never came, or was refused, is asked for again.
+    fn agent_unchanged(&mut self, agent: &AgentId, unchanged: Unchanged) {
+        if !self.inventory.confirm(agent, unchanged.sequence, self.now) {
+            self.tell_agent(agent, master_message::Message::SendReport(SendReport {}));
         }
     }
 

@@ -141,6 +141,7 @@ impl Core {
                 registered_unix_ms: agent.registered.0,
                 task_count: book.map_or(0, |b| b.tasks().count() as u64),
                 offered: book.map(Book::offered_total),
+                confirmed_unix_ms: agent.confirmed.0,
             }
         };
         self.inventory.iter().map(entry).collect()

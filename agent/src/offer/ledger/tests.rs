@@ -170,3 +170,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_was_offered_before_a_small_file_of_others_came_is_granted() {
+    let disk = |disk_bytes| Resources { disk_bytes, ..Resources::default() };
+    let taking = |bytes| {
+        let mut grant = grant(Class::Guaranteed, 0, 0, "");
+        grant.disk.bytes = bytes;
+        grant
+    };
+    let mut ledger = Ledger::new(disk(1000), &disk(100)).with_disk_slack(64);
+    ledger.observe(disk(300 + 63), 0);
+    assert_eq!(ledger.report().free.unwrap().disk_bytes, 637, "offers are made without it");
+    ledger.clone().admit(key("a"), &taking(700)).unwrap();
+    let refusal = ledger.clone().admit(key("a"), &taking(702)).unwrap_err();
+    assert_eq!(refusal, Refusal::TooMuch { asked: 702, left: 701, unit: "bytes of disk" });
+    // Never more than what is kept free for it.
+    let mut tight = Ledger::new(disk(1000), &disk(10)).with_disk_slack(64);
+    tight.observe(disk(300), 0);
+    assert!(tight.clone().admit(key("a"), &taking(711)).is_err());
+    tight.admit(key("a"), &taking(710)).unwrap();
+}

@@ -256,3 +256,55 @@ fn grants_count_even_where_they_exceed_what_the_agent_reports() {
     assert_eq!(parts.reserve, resources(0, 3 * GB));
     assert_eq!(parts.free.pool, Resources::default());
 }
+
+#[test]
+fn an_unchanged_node_confirms_the_picture_and_offers_nothing_anew() {
+    let mut world = World::new();
+    let agent = world.agent("a", resources(4_000, 4 * GB));
+    let framework = world.framework("f");
+    let offer = world.one_offer(framework);
+    world.report(agent, measured(resources(5_000, 4 * GB), 2));
+    world.offers(framework);
+    world.pass(3_000, &[agent]);
+    let before = world.core.list_agents();
+    assert_eq!(before[0].confirmed_unix_ms, START_MS);
+    world.unchanged(agent, 2);
+    let [entry] = world.core.list_agents().try_into().unwrap();
+    assert_eq!(entry.confirmed_unix_ms, START_MS + 3_000);
+    assert_eq!(entry.report, before[0].report);
+    assert!(world.offers(framework).is_empty(), "nothing is new");
+    assert!(!world.rescinded(framework).contains(&offer.offer_id));
+    assert_eq!(world.reports_asked(agent), 0);
+}
+
+#[test]
+fn an_agent_that_confirms_another_report_than_the_masters_is_asked_for_a_whole_one() {
+    let mut world = World::new();
+    let agent = world.agent("a", resources(4_000, 4 * GB));
+    world.pass(1_000, &[agent]);
+    for sequence in [0, 2, u64::MAX] {
+        world.unchanged(agent, sequence);
+        assert_eq!(world.reports_asked(agent), 1, "{sequence}");
+    }
+    assert_eq!(world.core.list_agents()[0].confirmed_unix_ms, START_MS, "not confirmed");
+    let mut refused = measured(resources(1, 1), 2);
+    refused.reserve = Some(Resources { ports: ports(9, 8), ..Resources::default() });
+    world.report(agent, refused);
+    world.unchanged(agent, 2);
+    assert_eq!(world.reports_asked(agent), 1, "a report that was refused is no picture");
+    world.report(agent, measured(resources(1_000, GB), 3));
+    world.unchanged(agent, 3);
+    assert_eq!(world.reports_asked(agent), 0);
+    assert_eq!(world.core.list_agents()[0].confirmed_unix_ms, START_MS + 1_000);
+}
+
+#[test]
+fn an_agent_that_only_confirms_is_not_silent() {
+    let mut world = World::new();
+    let agent = world.agent("a", resources(1_000, GB));
+    for _ in 0..10 {
+        world.pass(4_000, &[]);
+        world.unchanged(agent, 1);
+    }
+    assert!(world.core.list_agents()[0].connected);
+}

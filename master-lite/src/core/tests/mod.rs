@@ -12,7 +12,7 @@ mod statuses;
 use bulkhead_proto::v1::{
     Accept, AcknowledgeStatus, Decline, FrameworkInfo, Grant, Heartbeat, KillTask, Launch, Offer, PortRange,
     Reconcile, Register, ResourceClass, ResourceReport, Resources, Task, TaskReason, TaskSpec, TaskState,
-    TaskStatus, agent_message, scheduler_call::Call, scheduler_event,
+    TaskStatus, Unchanged, agent_message, scheduler_call::Call, scheduler_event,
 };
 
 use self::listing::all_ids;
@@ -97,6 +97,11 @@ impl World {
 
     fn report(&mut self, session: SessionId, report: ResourceReport) {
         self.step(Event::AgentSaid { session, message: agent_message::Message::Report(report) });
+    }
+
+    fn unchanged(&mut self, session: SessionId, sequence: u64) {
+        let message = agent_message::Message::Unchanged(Unchanged { sequence });
+        self.step(Event::AgentSaid { session, message });
     }
 
     fn subscribe(&mut self, info: FrameworkInfo) -> SessionId {
@@ -255,6 +260,13 @@ impl World {
             master_message::Message::Kill(kill) => Some((kill.task_id.clone(), kill.reason())),
             _ => None,
         })
+    }
+
+    /// How often a whole report was asked for.
+    fn reports_asked(&mut self, to: SessionId) -> usize {
+        let asked =
+            |m: &master_message::Message| matches!(m, master_message::Message::SendReport(_)).then_some(());
+        self.told(to, asked).len()
     }
 
     /// Task and sequence of each acknowledgement.

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_proto::{
     resources::PortSet,
-    v1::{Detach, ResizeTask, ResizeTaskRequest, Resized, Revive, StopTaskRequest, Subscribe, Teardown},
+    v1::{
+        Detach, ResizeTask, ResizeTaskRequest, Resized, Revive, StopTaskRequest, Subscribe, Teardown,
+        Unchanged,
+    },
 };
 use proptest::prelude::*;
 
@@ -159,6 +162,10 @@ fn any_act() -> impl Strategy<Value = Act> {
         4 => subscribes(),
         4 => (session(), any_report()).prop_map(|(session, report)| {
             Act::Happens(Event::AgentSaid { session, message: agent_message::Message::Report(report) })
+        }),
+        1 => (session(), 0u64..5).prop_map(|(session, sequence)| {
+            let message = agent_message::Message::Unchanged(Unchanged { sequence });
+            Act::Happens(Event::AgentSaid { session, message })
         }),
         2 => (session(), any_status()).prop_map(|(session, status)| {
             Act::Happens(Event::AgentSaid { session, message: agent_message::Message::Status(status) })
