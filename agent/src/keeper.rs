@@ -219,6 +219,8 @@ pub struct Keeper {
     data_access: BTreeMap<String, v1::DataAccess>,
     /// How busy the node was when it was measured last.
     strain: Strain,
+    /// What its memory nodes had free then.
+    numa: Vec<v1::NumaNode>,
 }
 
 /// How often the clock is looked at: repetitions and reports are late by this at most.
@@ -248,6 +250,7 @@ impl Keeper {
                 reported: None,
                 data_access: BTreeMap::new(),
                 strain: Strain::default(),
+                numa: Vec::new(),
             },
             sender,
         )

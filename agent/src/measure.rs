@@ -6,6 +6,7 @@ pub mod disk_speed;
 pub mod locality;
 pub mod network;
 pub mod node;
+pub mod numa;
 pub mod ports;
 pub mod predictions;
 pub mod pressure;

@@ -1,6 +1,6 @@
 //! Puts the agent together, in flow order, from its configuration.
 
-use std::{sync::Arc, time::Instant};
+use std::{path::Path, sync::Arc, time::Instant};
 
 use bulkhead_image::Store;
 use bulkhead_stage::Stager;
@@ -18,10 +18,12 @@ use crate::{
     link,
     measure::{
         NodeCapacity, NodeSampler,
+        numa::NumaMemory,
         predictions::{self, Predictions},
         runqueue,
         sampler::{self, Sampling},
         tasks::TaskSampler,
+        topology,
     },
     metrics::{Metrics, ReadCache},
     offer::Reporter,
@@ -72,7 +74,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     let agent = settings::info(&config, listening.to_string())?;
     let events = Arc::new(EventLog::new(agent.agent_id.clone(), Arc::clone(&metrics)));
     let volumes = Arc::new(VolumeBounds::new(settings::projects(&config)?));
-    let Isolation { isolators, enforced, disk, disk_speed, network, connections, observed } =
+    let Isolation { isolators, enforced, disk, disk_speed, cores, network, connections, observed } =
         Isolation::set_up(&Host {
             config: &config,
             features: &features,
@@ -142,6 +144,8 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         work_dir: config.work_dir.clone(),
         disk,
         net: network.sampler(),
+        numa: NumaMemory::open(Path::new(topology::SYSFS), cores.topology()),
+        cores,
         ports,
         measure_strangers: config.measure_strangers,
     };

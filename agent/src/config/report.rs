@@ -30,6 +30,9 @@ pub struct ReportConfig {
     pub runqueue_factor: u32,
     /// Waits below this count as this: nobody notices them.
     pub runqueue_noticed_usec: u64,
+    /// Of a memory node's memory that is free, in percent of it. Tasks use and free memory all the time; where one fits is
+    /// seldom decided by a twentieth of a node.
+    pub numa_step_percent: u32,
     /// What changed by less than a step is told after this long. Peaks of what others use are looked at over the last half
     /// minute, too, so the picture is no older than that makes it anyway; and of six reports five are a few bytes.
     pub whole_every_ms: u64,
@@ -45,6 +48,7 @@ impl Default for ReportConfig {
             pressure_step_percent: 10,
             runqueue_factor: 4,
             runqueue_noticed_usec: 1000,
+            numa_step_percent: 5,
             whole_every_ms: 30_000,
         }
     }
@@ -52,13 +56,14 @@ impl Default for ReportConfig {
 
 /// Each threshold with the least and the most that make sense: with nothing, noise would be news every second; with more
 /// than a machine has, nothing would ever be.
-const BOUNDS: [(&str, u64, u64); 7] = [
+const BOUNDS: [(&str, u64, u64); 8] = [
     ("report.cpu_step_milli", 1, 1_000_000),
     ("report.mem_step", 1, 1 << 42),
     ("report.disk_step", 1, 1 << 50),
     ("report.pressure_step_percent", 1, 100),
     ("report.runqueue_factor", 2, 1 << 20),
     ("report.runqueue_noticed_usec", 1, 60_000_000),
+    ("report.numa_step_percent", 1, 100),
     ("report.whole_every_ms", 1, 24 * 3_600_000),
 ];
 
@@ -75,6 +80,7 @@ impl ReportConfig {
             self.pressure_step_percent.into(),
             self.runqueue_factor.into(),
             self.runqueue_noticed_usec,
+            self.numa_step_percent.into(),
             self.whole_every_ms,
         ];
         for ((key, least, most), value) in BOUNDS.into_iter().zip(values) {
@@ -96,6 +102,7 @@ impl ReportConfig {
             pressure_permille: u64::from(self.pressure_step_percent) * 10,
             runqueue_factor: self.runqueue_factor.into(),
             runqueue_noticed_usec: self.runqueue_noticed_usec,
+            numa_permille: u64::from(self.numa_step_percent) * 10,
         })
     }
 }
@@ -119,6 +126,7 @@ mod tests {
             (ReportConfig { pressure_step_percent: 101, ..base() }, "report.pressure_step_percent"),
             (ReportConfig { runqueue_factor: 1, ..base() }, "report.runqueue_factor = 1"),
             (ReportConfig { runqueue_noticed_usec: 0, ..base() }, "report.runqueue_noticed_usec"),
+            (ReportConfig { numa_step_percent: 0, ..base() }, "report.numa_step_percent = 0"),
             (ReportConfig { whole_every_ms: 0, ..base() }, "report.whole_every_ms = 0"),
         ];
         for (config, says) in cases {

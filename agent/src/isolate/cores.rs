@@ -28,6 +28,7 @@ use crate::{
 
 mod cpusets;
 mod host;
+mod nodes;
 mod placement;
 
 pub use cpusets::forget;
@@ -93,6 +94,17 @@ impl Cores {
     /// All cores but the one that stays with the system.
     fn placeable(&self) -> &[Core] {
         self.topology.cores().get(1..).unwrap_or_default()
+    }
+
+    /// The machine's cores and memory nodes.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// What each memory node has of cores now; nothing of its memory.
+    pub fn by_node(&self) -> Vec<v1::NumaNode> {
+        let placeable = if self.unfit.is_none() { self.placeable() } else { &[] };
+        nodes::by_node(&self.topology, placeable, &all_taken(&self.lock()))
     }
 
     /// Gives the task as many CPUs as its grant names: more, fewer, or its first ones.
@@ -188,7 +200,7 @@ fn taken_by_others(books: &Books, task: &std::path::Path) -> CpuSet {
     others.fold(CpuSet::default(), |all, (_, owner)| all.union(&owner.held.cpus))
 }
 
-impl Isolator for Cores {
+impl Isolator for Arc<Cores> {
     fn part(&self) -> &'static str {
         "cores"
     }

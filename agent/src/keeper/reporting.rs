@@ -46,6 +46,8 @@ pub struct Observation {
     /// What 99 of 100 waits of guaranteed tasks for a CPU took at most, to a factor of two; `None` where that is not
     /// counted, or there were too few.
     pub runqueue_p99_usec: Option<u64>,
+    /// What each memory node has, and what is free of it.
+    pub numa: Vec<v1::NumaNode>,
 }
 
 impl Keeper {
@@ -70,11 +72,13 @@ impl Keeper {
 
     /// The books, and how busy the node is.
     pub(super) fn report(&self) -> v1::ResourceReport {
-        self.strain.tell(self.parts.ledger.report())
+        let books = v1::ResourceReport { numa: self.numa.clone(), ..self.parts.ledger.report() };
+        self.strain.tell(books)
     }
 
     pub(super) fn observe(&mut self, seen: &Observation) {
         self.strain = Strain { pressure: seen.pressure.mean, runqueue_p99_usec: seen.runqueue_p99_usec };
+        self.numa.clone_from(&seen.numa);
         let ledger = &mut self.parts.ledger;
         let ports = seen.ports_in_use.difference(&ledger.granted_ports());
         let strangers = Resources {

@@ -14,6 +14,7 @@ use super::{
     budget::Budget,
     network::NetUse,
     node::{MeasureError, NodeSampler},
+    numa::NumaMemory,
     ports,
     predictions::Predictions,
     pressure::{self, Pressure, PressureSampler},
@@ -22,7 +23,7 @@ use super::{
 };
 use crate::{
     estimate::WindowPeak,
-    isolate::disk_space::DiskSpace,
+    isolate::{cores::Cores, disk_space::DiskSpace},
     keeper::{Message, Observation, Sender},
     kernel::{bpf::RunqueueCounts, cpu_clock},
     launch::blocking,
@@ -76,6 +77,10 @@ pub struct Sampling {
     pub disk: Option<Arc<DiskSpace>>,
     /// On the link, where bandwidth is held.
     pub net: Option<NetSampler>,
+    /// The memory nodes.
+    pub numa: NumaMemory,
+    /// Their cores, and whose they are.
+    pub cores: Arc<Cores>,
     /// What comes of the tasks' samples.
     pub predictions: Predictions,
     /// Of these it is measured which are in use.
@@ -209,6 +214,8 @@ fn observe(sampling: &mut Sampling, peaks: &mut Peaks, now: Instant) -> Result<O
     let strangers = |peak: &WindowPeak, step: u64| {
         if sampling.measure_strangers { peak.peak().unwrap_or(0).next_multiple_of(step) } else { 0 }
     };
+    let mut numa = sampling.cores.by_node();
+    sampling.numa.add_to(&mut numa);
     let watched = peaks.guaranteed_cpu.watched_for(WATCH_BEFORE_LENDING, now);
     Ok(Observation {
         strangers_cpu_milli: strangers(&peaks.strangers_cpu, CPU_STEP_MILLI),
@@ -230,6 +237,7 @@ fn observe(sampling: &mut Sampling, peaks: &mut Peaks, now: Instant) -> Result<O
         strangers_disk_bytes: if sampling.measure_strangers { strangers_disk(sampling)? } else { 0 },
         pressure: Pressure::default(),
         runqueue_p99_usec: p99_usec(sampling, peaks, now),
+        numa,
     })
 }
 

@@ -24,6 +24,7 @@ pub struct Core {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Topology {
     cores: Vec<Core>,
+    nodes: CpuSet,
     memory_nodes: CpuSet,
     possible: CpuSet,
 }
@@ -82,7 +83,7 @@ impl Topology {
         let with_memory = first_list(&sys.join("node"), ["has_memory", "has_normal_memory"])?;
         let memory_nodes = with_memory.unwrap_or_else(|| nodes.keys().copied().collect());
         let possible = list(&cpu_dir.join("possible"))?.unwrap_or_default().union(&online);
-        Ok(Self { cores, memory_nodes, possible })
+        Ok(Self { cores, nodes: nodes.keys().copied().collect(), memory_nodes, possible })
     }
 
     /// All cores with a CPU that is online.
@@ -93,6 +94,12 @@ impl Topology {
     /// All CPUs that are online.
     pub fn cpus(&self) -> CpuSet {
         self.cores.iter().flat_map(|core| core.cpus.iter()).collect()
+    }
+
+    /// The numbers of the nodes that are online, those without memory or without CPUs too; none where the kernel knows of
+    /// none.
+    pub fn nodes(&self) -> &CpuSet {
+        &self.nodes
     }
 
     /// All CPUs that are or may come online.
@@ -188,9 +195,9 @@ pub(crate) mod tests {
             cache,
         };
         let cores: Vec<_> = cores.into_iter().map(core).collect();
-        let memory_nodes = cores.iter().map(|c| c.node).collect();
+        let memory_nodes: CpuSet = cores.iter().map(|c| c.node).collect();
         let possible = cores.iter().flat_map(|c| c.cpus.iter()).collect();
-        Topology { cores, memory_nodes, possible }
+        Topology { cores, nodes: memory_nodes.clone(), memory_nodes, possible }
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub(super) struct Isolation {
     pub(super) disk: Option<Arc<DiskSpace>>,
     /// What the disk was measured to do.
     pub(super) disk_speed: Resources,
+    /// Whose cores are whose.
+    pub(super) cores: Arc<Cores>,
     /// Of tasks, where it is held.
     pub(super) network: Arc<Network>,
     /// Of tasks, where they are counted.
@@ -85,13 +87,14 @@ impl Isolation {
             disk_io: disk_io.enforces(),
             net: network.link_bits_per_sec() > 0,
         };
-        let mut parts = parts(host, disk_io, disk.as_ref(), &network)?;
+        let cores = Arc::new(cores(host)?);
+        let mut parts = parts(host, &cores, disk_io, disk.as_ref(), &network)?;
         parts.push(Box::new(Arc::clone(&connections)));
         let (runqueue, block_io) = (host.programs.runqueue.clone(), host.programs.block_io.clone());
         let observed = Arc::new(Observed::new(runqueue, block_io));
         parts.push(Box::new(Arc::clone(&observed)));
         let isolators = Arc::new(Isolators::new(parts));
-        Ok(Self { isolators, enforced, disk, disk_speed, network, connections, observed })
+        Ok(Self { isolators, enforced, disk, disk_speed, cores, network, connections, observed })
     }
 }
 
@@ -99,6 +102,7 @@ impl Isolation {
 /// what they cannot hold.
 fn parts(
     host: &Host<'_>,
+    cores: &Arc<Cores>,
     disk_io: DiskIo,
     disk: Option<&Arc<DiskSpace>>,
     network: &Arc<Network>,
@@ -107,7 +111,7 @@ fn parts(
     if host.tree.has("cpu") {
         parts.push(Box::new(Cpu::new(host.machine.cpus, core_scheduling::supported())));
     }
-    parts.push(Box::new(cores(host)?));
+    parts.push(Box::new(Arc::clone(cores)));
     parts.push(Box::new(disk_io));
     let allowed = host.config.allow_devices.clone();
     parts.push(Box::new(Devices::new(host.programs.devices.clone(), allowed, Arc::clone(host.events))));

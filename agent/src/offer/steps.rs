@@ -1,6 +1,6 @@
 //! What is news: by how much a report has to differ from the last one. Pure.
 
-use bulkhead_proto::v1::{NodePressure, ResourceReport};
+use bulkhead_proto::v1::{NodePressure, NumaNode, ResourceReport};
 
 /// Smaller changes of what is measured are noise. What is granted matters to the last unit, whatever these are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct Steps {
     pub runqueue_factor: u64,
     /// Waits below this count as this.
     pub runqueue_noticed_usec: u64,
+    /// Of a memory node's memory that is free, in thousandths of it.
+    pub numa_permille: u64,
 }
 
 impl Steps {
@@ -31,6 +33,7 @@ impl Steps {
             || self.reserve_differs(old, new)
             || self.pressure_differs(old.pressure.unwrap_or_default(), new.pressure.unwrap_or_default())
             || self.runqueue_differs(old.runqueue_p99_usec, new.runqueue_p99_usec)
+            || self.numa_differs(&old.numa, &new.numa)
     }
 
     fn reserve_differs(&self, old: &ResourceReport, new: &ResourceReport) -> bool {
@@ -62,6 +65,14 @@ impl Steps {
         let noticed = |usec: Option<u64>| usec.unwrap_or(0).max(self.runqueue_noticed_usec);
         let (less, more) = (noticed(a).min(noticed(b)), noticed(a).max(noticed(b)));
         more >= less.saturating_mul(self.runqueue_factor)
+    }
+
+    /// Cores are granted; only the memory is measured.
+    fn numa_differs(&self, old: &[NumaNode], new: &[NumaNode]) -> bool {
+        let granted = |node: &NumaNode| NumaNode { mem_free_bytes: 0, ..*node };
+        let step = |node: &NumaNode| (node.mem_bytes / 1000).saturating_mul(self.numa_permille).max(1);
+        !old.iter().map(granted).eq(new.iter().map(granted))
+            || old.iter().zip(new).any(|(a, b)| a.mem_free_bytes.abs_diff(b.mem_free_bytes) >= step(a))
     }
 }
 
@@ -100,6 +111,33 @@ mod tests {
         }
         assert!(!defaults().differ(&strained(20, Some(8192)), &strained(20, Some(16_384))));
         assert!(defaults().differ(&strained(20, Some(8192)), &strained(20, Some(u64::MAX))));
+    }
+
+    #[test]
+    fn a_memory_node_is_news_by_its_cores_or_a_part_of_its_memory() {
+        let node = NumaNode {
+            cpu_milli: 4000,
+            shared_cpu_milli: 4000,
+            free_cores: 2,
+            mem_bytes: 100_000,
+            mem_free_bytes: 50_000,
+            ..NumaNode::default()
+        };
+        let with = |nodes: &[NumaNode]| ResourceReport { numa: nodes.to_vec(), ..ResourceReport::default() };
+        for (other, is_news) in [
+            (with(&[NumaNode { mem_free_bytes: 45_001, ..node }]), false),
+            (with(&[NumaNode { mem_free_bytes: 55_000, ..node }]), true),
+            (with(&[NumaNode { free_cores: 1, ..node }]), true),
+            (with(&[NumaNode { shared_cpu_milli: 3000, ..node }]), true),
+            (with(&[NumaNode { node: 1, ..node }]), true),
+            (with(&[node, node]), true),
+            (with(&[]), true),
+        ] {
+            assert_eq!(defaults().differ(&with(&[node]), &other), is_news, "{other:?}");
+            assert_eq!(defaults().differ(&other, &with(&[node])), is_news, "{other:?}");
+        }
+        let empty = with(&[NumaNode::default()]);
+        assert!(!defaults().differ(&empty, &empty), "a node without memory");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Offers: who gets them, what an accept may do with them, how they end.
 
+use bulkhead_proto::v1::{NodePressure, NumaNode};
+
 use super::*;
 use crate::ids::MAX_WAIT_MS;
 
@@ -374,4 +376,23 @@ fn a_framework_that_wants_no_revocable_offers_gets_none() {
     let lent = revocable_framework(&mut world, "lent", &[ResourceClass::Revocable]);
     let offer = world.one_offer(lent);
     assert_eq!((offer.class(), got(&offer)), (ResourceClass::Revocable, resources(1_000, 0)));
+}
+
+#[test]
+fn an_offer_says_what_its_agent_measured_last() {
+    let mut world = World::new();
+    let agent = world.agent("a", resources(1_000, GB));
+    let node = NumaNode { node: 1, free_cores: 3, mem_free_bytes: GB, ..NumaNode::default() };
+    let pressure = Some(NodePressure { io_some_permille: 70, ..NodePressure::default() });
+    let report = ResourceReport {
+        numa: vec![node],
+        pressure,
+        runqueue_p99_usec: Some(2048),
+        ..measured(resources(1_000, GB), 2)
+    };
+    world.report(agent, report);
+    let framework = world.framework("f");
+    let offer = world.one_offer(framework);
+    assert_eq!(offer.numa, [node]);
+    assert_eq!((offer.pressure, offer.runqueue_p99_usec), (pressure, Some(2048)));
 }
