@@ -38,9 +38,14 @@ impl Latencies {
         self.0.saturating_record(u64::try_from(duration.as_micros()).unwrap_or(HIGHEST_US));
     }
 
+    /// Microseconds that this part of them, 0 to 1, took at most.
+    pub(crate) fn at(&self, quantile: f64) -> u64 {
+        self.0.value_at_quantile(quantile)
+    }
+
     /// All of them.
     pub(crate) fn summary(&self) -> Summary {
-        let at = |quantile| self.0.value_at_quantile(quantile);
+        let at = |quantile| self.at(quantile);
         Summary {
             samples: self.0.len(),
             min_us: self.0.min(),

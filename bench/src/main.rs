@@ -7,6 +7,7 @@
 //!      -> churn      many short tasks      and what they leave
 //!      -> isolation  a victim, disturbed   victim, antagonist, picture
 //!      -> net        bandwidth, held       wire, role, shaped, throughput, cost
+//!      -> oversub    a service beside lent CPU    arrivals, lab, point, onset, picture
 //!      -> predict    peaks on recorded days
 //!           |
 //!         report     with the machine, as tables or JSON
@@ -26,11 +27,14 @@ mod launch;
 mod machine;
 mod net;
 mod overhead;
+mod oversub;
+mod plain;
 mod predict;
 mod process_cost;
 mod report;
 mod runtimes;
 mod tables;
+mod work;
 
 use std::{
     io::{self, Write as _},
@@ -124,6 +128,18 @@ Needs about 1 GiB of memory, 512 MiB of disk, and cgroup v2 controllers to isola
 Needs ip and tc, and fq for departure times. Every figure of a program contains one reading of the clock, by which the
 kernel takes it.")]
     Net(net::Settings),
+    /// What work that fills the machine does to a guaranteed service, at several ratios of overcommit
+    ///
+    /// A service answers requests that come by a schedule of their own, and the latency of each counts from when it should have
+    /// begun. Beside it a batch asks for as much CPU as makes up the ratio: with plain cgroup weights, and as revocable work of an
+    /// agent. Then the time from the onset of interference to the first squeeze is taken.
+    #[command(after_help = "\
+Needs the cgroup v2 controllers. With less than a machine of its own:
+  deploy/vm/run -t 0 -m 2048 -w bench/runs -- target/release/bulkhead-bench oversub --pictures bench/runs
+
+Figures are medians over the rounds. UNITS are pieces of the batch's work, each 2 ms of an idle CPU; STEPS are
+corrections of the agent that hold revocable work to less, over all rounds.")]
+    Oversub(oversub::Settings),
     /// How well peaks are predicted on recorded days
     ///
     /// Walks machines of recorded tasks through their days. From the third hour on, the predictor sees what was before and says
@@ -141,6 +157,13 @@ predictors that are too low as often, the one with the smaller margin leaves mor
         kind: isolation::victim::Victim,
         /// For how long.
         seconds: u64,
+    },
+    /// A part in `oversub`
+    #[command(hide = true)]
+    OversubRole {
+        /// Which.
+        #[command(subcommand)]
+        role: oversub::Role,
     },
     /// A part in `net`
     #[command(hide = true)]
@@ -174,6 +197,7 @@ fn main() -> ExitCode {
             writeln!(io::stdout(), "{text}")?;
             Ok(ExitCode::SUCCESS)
         }),
+        Benchmark::OversubRole { role } => role.play().map(|()| ExitCode::SUCCESS),
         Benchmark::NetRole { role } => role.play().and_then(|summary| {
             if let Some(summary) = summary {
                 writeln!(io::stdout(), "{}", serde_json::to_string(&summary)?)?;
@@ -211,8 +235,10 @@ async fn measure(benchmark: &Benchmark) -> Result<Report> {
         Benchmark::Churn(settings) => report.churn = Some(churn::run(settings).await?),
         Benchmark::Isolation(settings) => report.isolation = Some(isolation::run(settings).await?),
         Benchmark::Net(settings) => report.net = Some(net::run(settings).await?),
+        Benchmark::Oversub(settings) => report.oversub = Some(oversub::run(settings).await?),
         Benchmark::Victim { .. }
         | Benchmark::Antagonist { .. }
+        | Benchmark::OversubRole { .. }
         | Benchmark::NetRole { .. }
         | Benchmark::Predict(_) => {}
         Benchmark::All => {

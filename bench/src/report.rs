@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::{
     churn::Churn, isolation::Row, launch::Burst, machine::Machine, net::Net, overhead::Overhead,
-    runtimes::Runtimes,
+    oversub::Oversub, runtimes::Runtimes,
 };
 
 /// The results of one invocation.
@@ -23,6 +23,8 @@ pub(crate) struct Report {
     pub(crate) isolation: Option<Vec<Row>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) net: Option<Net>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) oversub: Option<Oversub>,
 }
 
 impl Report {
@@ -36,6 +38,7 @@ impl Report {
             churn: None,
             isolation: None,
             net: None,
+            oversub: None,
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     machine::Machine,
     net::Net,
     overhead::{Overhead, Window},
+    oversub,
     predict::{Outcome, Score},
     process_cost::ProcessCost,
     report::Report,
@@ -26,6 +27,7 @@ pub(crate) fn render(report: &Report) -> String {
     parts.extend(report.churn.as_ref().map(churn));
     parts.extend(report.isolation.as_deref().map(isolation));
     parts.extend(report.net.as_ref().map(net));
+    parts.extend(report.oversub.as_ref().map(oversub::render));
     parts.join("\n\n")
 }
 
@@ -215,7 +217,7 @@ pub(crate) fn predictions(outcome: &Outcome) -> String {
     }
 }
 
-fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
+pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).force_no_tty().set_header(header);
     table.add_rows(rows.into_iter().map(|row| {
@@ -228,7 +230,7 @@ fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
 }
 
 /// Microseconds as milliseconds.
-fn ms(us: u64) -> String {
+pub(crate) fn ms(us: u64) -> String {
     format!("{}.{:03}", us / 1000, us % 1000)
 }
 
@@ -284,6 +286,7 @@ mod tests {
             churn: None,
             isolation: None,
             net: None,
+            oversub: None,
         }
     }
 

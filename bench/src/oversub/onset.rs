@@ -1,0 +1,170 @@
+//! How long it takes from the onset of interference until revocable tasks are held to less.
+//!
+//! The onset is the moment in which a task that burns on all CPUs is thawed. The squeeze is the first write to the cgroup above all
+//! revocable tasks that leaves them less, and that the agent counts as a correction: what it does with the idle CPU that it
+//! lends, once a second, is none.
+
+pub(crate) mod protection;
+mod watch;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use bulkhead_testkit::{
+    Cluster,
+    cluster::{Verdict, until},
+};
+use clap::ValueEnum;
+use indicatif::ProgressBar;
+use serde::Serialize;
+use tokio::time::{sleep, timeout_at};
+
+use self::{protection::Protection, watch::Watch};
+use super::lab::{Plan, end, framework};
+use crate::latency::{Latencies, Summary};
+
+/// Who begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum By {
+    /// Revocable threads, while the service works. Where the scheduler keeps all of them off, there is nothing to squeeze for.
+    Revocable,
+    /// Guaranteed threads, while revocable ones fill the machine: guaranteed tasks wait at once, whatever the scheduler does.
+    Guaranteed,
+}
+
+impl By {
+    /// In the table.
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+/// All onsets.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Onsets {
+    pub(crate) kinds: Vec<Kind>,
+}
+
+/// Those by one of the two.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Kind {
+    pub(crate) by: By,
+    /// Followed by a squeeze.
+    pub(crate) answered: u64,
+    /// Not, within three seconds.
+    pub(crate) unanswered: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) from_onset: Option<Summary>,
+}
+
+/// Who waits for longer was not interfered with.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// Recovery is made quick, so that the next onset can come. On the first squeeze this has no bearing.
+const QUICK: &str = "[qos]\ncalm_ms = 100\nabsolved_ms = 100\n";
+/// Onsets shall not come in step with anything that the agent does.
+const STAGGER: Duration = Duration::from_millis(37);
+const STAGGERS: u64 = 29;
+/// Threads for each CPU.
+const CROWD: u64 = 3;
+
+/// This many onsets of each kind.
+pub(super) async fn measure(plan: &Plan, count: u64, bar: &ProgressBar) -> Result<Onsets> {
+    let dir = tempfile::tempdir().context("make a directory")?;
+    let config = dir.path().join("agent.toml");
+    fs::write(&config, QUICK).with_context(|| format!("write {}", config.display()))?;
+    let cluster = plan.cluster(true, vec!["--config".to_owned(), config.display().to_string()]).await?;
+    let mut kinds = Vec::new();
+    for by in [By::Revocable, By::Guaranteed] {
+        bar.set_message(format!("onsets by {} tasks", by.name()));
+        let share = count / 2 + count % 2 * u64::from(by == By::Guaranteed);
+        kinds.push(of_kind(plan, &cluster, by, share, bar).await?);
+    }
+    cluster.finish().await?;
+    Ok(Onsets { kinds })
+}
+
+async fn of_kind(plan: &Plan, cluster: &Cluster, by: By, count: u64, bar: &ProgressBar) -> Result<Kind> {
+    let framework = framework(cluster).await?;
+    framework.start(plan.service_task(cluster.port(0))).await?;
+    let crowd_milli = plan.cpus * CROWD * 1000;
+    framework.start(plan.batch_task(crowd_milli)).await?;
+    let mut running = vec!["batch", "service"];
+    let class = match by {
+        By::Revocable => "revocable",
+        By::Guaranteed => "guaranteed",
+    };
+    if by == By::Guaranteed {
+        let crowd = plan.task("crowd", plan.batch(crowd_milli).arguments());
+        framework.start(crowd.cpu_milli(100).cpu_burst()).await?;
+        running.insert(0, "crowd");
+    }
+    let burner = Burner(cluster.task_cgroup(class, framework.id(), running[0])?);
+    let mut watch = Watch::begin(cluster.cgroup()?.join("revocable"))?;
+    let mut times = Latencies::new()?;
+    let mut answered = 0;
+    for number in 0..count {
+        burner.freeze(true)?;
+        let before = calm(cluster).await?;
+        sleep(STAGGER * u32::try_from(number % STAGGERS)?).await;
+        if let Some(taken) = onset(cluster, &mut watch, &burner, before).await? {
+            times.add(taken);
+            answered += 1;
+        }
+        bar.inc(1);
+    }
+    burner.freeze(false)?;
+    drop(watch);
+    end(&framework, &running).await?;
+    framework.teardown().await?;
+    let from_onset = (answered > 0).then(|| times.summary());
+    Ok(Kind { by, answered, unanswered: count - answered, from_onset })
+}
+
+/// Thaws it, and waits for the squeeze.
+async fn onset(
+    cluster: &Cluster,
+    watch: &mut Watch,
+    burner: &Burner,
+    corrections: u64,
+) -> Result<Option<Duration>> {
+    let left = watch.now();
+    let begun = Instant::now();
+    burner.freeze(false)?;
+    let deadline = tokio::time::Instant::from_std(begun + ANSWER_WITHIN);
+    while let Ok(written) = timeout_at(deadline, watch.next()).await {
+        let written = written?;
+        let less = left.iter().any(|(file, before)| *file == written.file && written.leaves < *before);
+        if less && Protection::read(cluster).await?.corrections > corrections {
+            return Ok(Some(written.at.saturating_duration_since(begun)));
+        }
+    }
+    Ok(None)
+}
+
+/// Waits until nothing is held; corrections so far.
+async fn calm(cluster: &Cluster) -> Result<u64> {
+    let look = || async {
+        match Protection::read(cluster).await {
+            Ok(now) if now.calm => Ok(now.corrections),
+            Ok(_) => Err(Verdict::NotYet("revocable tasks are held".to_owned())),
+            Err(error) => Err(Verdict::Never(format!("{error:#}"))),
+        }
+    };
+    until("the agent to hold nothing", look).await
+}
+
+/// The cgroup of the task that burns.
+struct Burner(PathBuf);
+
+impl Burner {
+    fn freeze(&self, frozen: bool) -> Result<()> {
+        let path: &Path = &self.0;
+        fs::write(path.join("cgroup.freeze"), if frozen { "1" } else { "0" })
+            .with_context(|| format!("freeze {}", path.display()))
+    }
+}
