@@ -1,11 +1,13 @@
 //! The benchmarks measure what they say, and leave nothing behind. What the figures are is not asserted.
 
-use std::process::{ExitCode, Stdio};
+mod run;
 
-use anyhow::{Context as _, Result, ensure};
-use bulkhead_testkit::{HANG, harness, host, trials};
-use serde_json::Value;
-use tokio::{process::Command, time::timeout};
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use bulkhead_testkit::{harness, host, trials};
+
+use crate::run::{output, report};
 
 fn main() -> ExitCode {
     let unfit = match host::cgroup2_mount() {
@@ -20,23 +22,10 @@ fn main() -> ExitCode {
             overhead_counts_every_window,
             churn_leaves_nothing,
             isolation_measures_every_pair_and_draws_them,
+            without_controllers_overcommit_is_refused_with_the_remedy,
         ],
         || Ok(()),
     )
-}
-
-/// Runs the benchmark with `--json`; its directory for temporary files must be empty afterwards.
-async fn report(arguments: &[&str]) -> Result<Value> {
-    let dir = tempfile::Builder::new()
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
-        .tempdir()?;
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-bench"));
-    command.args(arguments).arg("--json").env("TMPDIR", dir.path());
-    command.stdin(Stdio::null()).kill_on_drop(true);
-    let output = timeout(HANG, command.output()).await.context("the benchmark does not end")??;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    ensure!(dir.path().read_dir()?.next().is_none(), "files are left");
-    serde_json::from_slice(&output.stdout).context("its standard output")
 }
 
 async fn launch_counts_every_task() -> Result<()> {
@@ -90,5 +79,15 @@ async fn isolation_measures_every_pair_and_draws_them() -> Result<()> {
         }
     }
     ensure!(std::fs::read_to_string(picture)?.contains("</svg>"), "no picture");
+    Ok(())
+}
+
+async fn without_controllers_overcommit_is_refused_with_the_remedy() -> Result<()> {
+    if host::has_controllers() {
+        return harness::skip("this machine has the controllers: vm_bench measures");
+    }
+    let refused = output(&["oversub", "--ratios", "1", "--seconds", "1"]).await?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    ensure!(refused.status.code() == Some(1) && said.contains("deploy/vm/run"), "{said}");
     Ok(())
 }

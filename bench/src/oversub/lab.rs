@@ -114,6 +114,12 @@ impl Plan {
         1.0 / Duration::from_micros(self.service.every_us).as_secs_f64()
     }
 
+    /// With requests that come so many times less often.
+    pub(crate) fn seldom(&self, times: u64) -> Self {
+        let every_us = self.service.every_us.saturating_mul(times);
+        Self { service: Service { every_us, ..self.service.clone() }, ..self.clone() }
+    }
+
     pub(crate) fn batch(&self, asked_milli: u64) -> Batch {
         let unit_us = u64::try_from(UNIT.as_micros()).unwrap_or(u64::MAX);
         Batch { asked_milli, rounds: self.unit_rounds, unit_us }

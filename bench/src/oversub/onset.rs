@@ -69,6 +69,8 @@ const QUICK: &str = "[qos]\ncalm_ms = 100\nabsolved_ms = 100\n";
 /// Onsets shall not come in step with anything that the agent does.
 const STAGGER: Duration = Duration::from_millis(37);
 const STAGGERS: u64 = 29;
+/// The service works so many times less than in the sweep: its own threads shall not keep each other waiting.
+const SELDOM: u64 = 10;
 /// Threads for each CPU.
 const CROWD: u64 = 3;
 
@@ -90,7 +92,7 @@ pub(super) async fn measure(plan: &Plan, count: u64, bar: &ProgressBar) -> Resul
 
 async fn of_kind(plan: &Plan, cluster: &Cluster, by: By, count: u64, bar: &ProgressBar) -> Result<Kind> {
     let framework = framework(cluster).await?;
-    framework.start(plan.service_task(cluster.port(0))).await?;
+    framework.start(plan.seldom(SELDOM).service_task(cluster.port(0))).await?;
     let crowd_milli = plan.cpus * CROWD * 1000;
     framework.start(plan.batch_task(crowd_milli)).await?;
     let mut running = vec!["batch", "service"];
