@@ -20,7 +20,7 @@ use crate::{
         NodeCapacity, NodeSampler,
         numa::NumaMemory,
         predictions::{self, Predictions},
-        runqueue,
+        runqueue::{self, LatestWaits},
         sampler::{self, Sampling},
         tasks::TaskSampler,
         topology,
@@ -135,11 +135,21 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     tokio::spawn(keeper.run());
     tokio::spawn(locality::forward(answers, messages.clone()));
     programs.tell_refusals(&events);
-    protection::start(&config, &tree, revocable, observed.watched(), &messages, &metrics)?;
+    let latest_waits = LatestWaits::default();
+    let _protection = protection::start(protection::Parts {
+        config: &config,
+        tree: &tree,
+        revocable,
+        watched: observed.watched(),
+        waits: latest_waits.clone(),
+        keeper: &messages,
+        metrics: &metrics,
+    })?;
     let sampling = Sampling {
         node: NodeSampler::start(tree, Instant::now())?,
         tasks: TaskSampler::new(Arc::clone(observed.watched()), machine.cpus),
         waits: programs.runqueue.clone(),
+        latest_waits,
         predictions,
         work_dir: config.work_dir.clone(),
         disk,

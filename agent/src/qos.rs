@@ -11,11 +11,12 @@
 pub mod control;
 mod evidence;
 mod ladder;
+mod look;
 
 use std::{fmt, time::Instant};
 
 pub use evidence::{Candidate, Evidence};
-pub use ladder::{Ladder, Thresholds};
+pub use ladder::{Ladder, Means, Thresholds};
 
 pub use crate::isolate::revocable::Held;
 use crate::offer::ledger::TaskKey;

@@ -16,6 +16,9 @@ pub struct QosConfig {
     /// Guaranteed tasks may wait for a CPU in this percentage of the time. They also wait for each other, and more so
     /// the fuller the machine: below ten percent that alone would be taken for interference.
     pub cpu_stall_percent: u32,
+    /// A quarter of it, once 99 of 100 waits took up to this or more: few waits can be the ones that somebody's customers see. The
+    /// kernel's slices are 3 to 4 ms long, so a CPU that is shared fairly has waits of that length.
+    pub runqueue_p99_usec: u64,
     /// The same for memory. It is short long before it is noticed: a healthy machine has none of it.
     pub mem_stall_percent: u32,
     /// The same for disks. Whoever reads waits; this is about waiting most of the time.
@@ -33,6 +36,7 @@ impl Default for QosConfig {
         Self {
             enabled: true,
             cpu_stall_percent: 10,
+            runqueue_p99_usec: 8000,
             mem_stall_percent: 2,
             io_stall_percent: 40,
             patience_ms: 1000,
@@ -58,6 +62,7 @@ impl QosConfig {
         };
         Ok(Thresholds {
             cpu_permille: permille("qos.cpu_stall_percent", self.cpu_stall_percent)?,
+            runqueue_p99_usec: self.runqueue_p99_usec,
             mem_permille: permille("qos.mem_stall_percent", self.mem_stall_percent)?,
             io_permille: permille("qos.io_stall_percent", self.io_stall_percent)?,
             patience: Duration::from_millis(self.patience_ms),

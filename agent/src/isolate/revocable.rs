@@ -45,6 +45,8 @@ impl Revocable {
         let revocable = Self { tree, state: Mutex::default() };
         let free = Held::default();
         revocable.freeze(free)?;
+        // Until it is known what can be lent, the weights hold.
+        revocable.tree.cap_revocable(None)?;
         revocable.bound_memory(free)?;
         revocable.weigh_io(free)?;
         Ok(revocable)

@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    io::{self, Write as _},
+    io::{self, PipeReader, Write as _},
     os::{
         fd::{AsFd, BorrowedFd},
         unix::fs::OpenOptionsExt as _,
@@ -121,20 +121,41 @@ impl AsFd for StallTrigger {
     }
 }
 
-/// Waits until one of them has fired since the call before, or for this long.
+/// Why a wait is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// Somebody stands still, or it is time; who was interrupted looks once too often.
+    Look,
+    /// The other end of the pipe is closed.
+    Stopped,
+}
+
+/// Waits until one of the triggers has fired since the call before, or for this long, or until the other end of the pipe is
+/// closed.
 ///
 /// # Errors
 /// `ENOMEM`; and `ENODEV` once a cgroup was removed.
-pub fn wait_for_any(triggers: &[StallTrigger], at_most: Option<Duration>) -> io::Result<()> {
-    let mut all: Vec<_> = triggers.iter().map(|one| PollFd::new(one.as_fd(), PollFlags::POLLPRI)).collect();
+pub fn wait_for_any(
+    triggers: &[StallTrigger],
+    stopped: &PipeReader,
+    at_most: Option<Duration>,
+) -> io::Result<Woken> {
+    let stopping = PollFd::new(stopped.as_fd(), PollFlags::empty());
+    let triggers = triggers.iter().map(|one| PollFd::new(one.as_fd(), PollFlags::POLLPRI));
+    let mut all: Vec<_> = std::iter::once(stopping).chain(triggers).collect();
     let at_most = at_most.map_or(PollTimeout::NONE, |time| time.try_into().unwrap_or(PollTimeout::MAX));
     match poll(&mut all, at_most) {
-        // Whoever was interrupted looks once too often.
         Ok(_) | Err(Errno::EINTR) => {}
         Err(errno) => return Err(errno.into()),
     }
-    let gone = |one: &PollFd<'_>| one.revents().is_some_and(|events| events.contains(PollFlags::POLLERR));
-    if all.iter().any(gone) { Err(Errno::ENODEV.into()) } else { Ok(()) }
+    let has = |one: &PollFd<'_>, flag| one.revents().is_some_and(|events| events.contains(flag));
+    match all.as_slice() {
+        [stopping, ..] if has(stopping, PollFlags::POLLHUP) => Ok(Woken::Stopped),
+        [_, triggers @ ..] if triggers.iter().any(|one| has(one, PollFlags::POLLERR)) => {
+            Err(Errno::ENODEV.into())
+        }
+        _ => Ok(Woken::Look),
+    }
 }
 
 /// The file with the trigger in it, which lasts as long as the file is open.

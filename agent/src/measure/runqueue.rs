@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -59,6 +62,22 @@ fn pause(mean: Duration, turn: u32) -> Duration {
 }
 
 const BUCKETS: usize = LATENCY_BUCKETS as usize;
+
+/// What was last known of how long guaranteed tasks wait for a CPU. Shared by who counts and who acts on it.
+#[derive(Clone, Debug, Default)]
+pub struct LatestWaits(Arc<AtomicU64>);
+
+impl LatestWaits {
+    /// What 99 of 100 waits took at most; `None` while that is not known.
+    pub fn p99_usec(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|usec| *usec > 0)
+    }
+
+    /// From now on.
+    pub fn set(&self, p99_usec: Option<u64>) {
+        self.0.store(p99_usec.unwrap_or(0), Ordering::Relaxed);
+    }
+}
 
 /// The waits of guaranteed tasks, over the last while.
 #[derive(Debug, Default)]

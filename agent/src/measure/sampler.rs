@@ -18,7 +18,7 @@ use super::{
     ports,
     predictions::Predictions,
     pressure::{self, Pressure, PressureSampler},
-    runqueue::RecentWaits,
+    runqueue::{LatestWaits, RecentWaits},
     tasks::TaskSampler,
 };
 use crate::{
@@ -71,6 +71,8 @@ pub struct Sampling {
     pub tasks: TaskSampler,
     /// How long tasks wait for a CPU, where that is counted.
     pub waits: Option<Arc<RunqueueCounts>>,
+    /// Where it says how long guaranteed tasks wait.
+    pub latest_waits: LatestWaits,
     /// On the disk that tasks fill.
     pub work_dir: PathBuf,
     /// What tasks use of it, where that is counted; else it counts as strangers' use.
@@ -216,6 +218,8 @@ fn observe(sampling: &mut Sampling, peaks: &mut Peaks, now: Instant) -> Result<O
     };
     let mut numa = sampling.cores.by_node();
     sampling.numa.add_to(&mut numa);
+    let runqueue_p99_usec = p99_usec(sampling, peaks, now);
+    sampling.latest_waits.set(runqueue_p99_usec);
     let watched = peaks.guaranteed_cpu.watched_for(WATCH_BEFORE_LENDING, now);
     Ok(Observation {
         strangers_cpu_milli: strangers(&peaks.strangers_cpu, CPU_STEP_MILLI),
@@ -236,8 +240,8 @@ fn observe(sampling: &mut Sampling, peaks: &mut Peaks, now: Instant) -> Result<O
         link_bits_per_sec: sampling.net.as_ref().map_or(0, NetSampler::link_bits_per_sec),
         strangers_disk_bytes: if sampling.measure_strangers { strangers_disk(sampling)? } else { 0 },
         pressure: Pressure::default(),
-        runqueue_p99_usec: p99_usec(sampling, peaks, now),
         numa,
+        runqueue_p99_usec,
     })
 }
 

@@ -80,6 +80,14 @@ impl Watched {
         self.lock().values().any(|watch| watch.class == Class::Guaranteed)
     }
 
+    /// Are there guaranteed tasks and revocable ones?
+    pub fn any_of_each_class(&self) -> bool {
+        let watches = self.lock();
+        [Class::Guaranteed, Class::Revocable]
+            .iter()
+            .all(|class| watches.values().any(|watch| watch.class == *class))
+    }
+
     /// What is counted for one task now; `None` for one that is not measured, or is gone.
     pub fn read(&self, id: u64, now: Instant) -> Option<Reading> {
         let files = self.lock().get(&id)?.files.clone()?;

@@ -1,15 +1,13 @@
 //! The loop: waits for the kernel, looks, has the policy decide, and writes what was decided.
 
 use std::{
-    io,
+    io::{self, PipeReader, PipeWriter},
     sync::Arc,
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use procfs::{Current as _, Meminfo};
-
-use super::{Candidate, Decision, Evidence, Policy, Thresholds, evidence::Counted};
+use super::{Candidate, Decision, Evidence, Held, Policy, Resource, Step, Thresholds, look::Looker};
 use crate::{
     grant::Class,
     isolate::{
@@ -18,22 +16,22 @@ use crate::{
     },
     keeper::{Message, Sender},
     kernel::{
-        cgroupfs::{Cgroup, CgroupError},
-        pressure::{CPU_PRESSURE, IO_PRESSURE, MEMORY_PRESSURE, StallTrigger, wait_for_any},
+        cgroupfs::CgroupError,
+        pressure::{CPU_PRESSURE, IO_PRESSURE, MEMORY_PRESSURE, StallTrigger, Woken, wait_for_any},
         priority,
-        reread::{Reread, Room},
     },
-    measure::tasks::{
-        Stalls, Watched,
-        reading::{cpu_count, stall_count},
-    },
+    measure::{runqueue::LatestWaits, tasks::Watched},
     metrics::QosMetrics,
 };
 
-/// Between two looks while something is held, or somebody waits: long enough for a share of it to mean something.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// The first look, after the kernel has woken: who is to blame is only seen while it happens, and others wait meanwhile.
-const FIRST_LOOK: Duration = Duration::from_millis(20);
+/// Between two looks while something is held, or somebody waits: well within the tenth of a second in which to act.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
+/// Looks go on for so long after somebody waited: the kernel wakes for the same trigger only once in half a second.
+const LOOK_ON: Duration = Duration::from_secs(1);
+/// Somebody waits who does so for this part of what is allowed. It costs looks, and nobody anything else.
+const NOTICED_PART: u64 = 10;
+/// What the sampler saw of the tasks is taken over no more often; it looks no more often itself.
+const TASKS_EVERY: Duration = Duration::from_millis(100);
 
 /// The loop could not begin.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +52,8 @@ pub struct Parts {
     pub revocable: Arc<Revocable>,
     /// Who they are, and what they use.
     pub watched: Arc<Watched>,
+    /// How long guaranteed tasks waited for a CPU.
+    pub waits: LatestWaits,
     /// Ends tasks.
     pub keeper: Sender,
     /// Told each step.
@@ -62,28 +62,91 @@ pub struct Parts {
     pub policy: Box<dyn Policy>,
 }
 
-/// Starts the loop in a thread of its own, which ends with the agent.
+/// The running loop. On drop it ends, and lets the revocable tasks go first: nobody else would.
+#[derive(Debug)]
+pub struct Protection {
+    /// The loop ends when this end of the pipe closes.
+    stop: Option<PipeWriter>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Protection {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that protects guaranteed tasks panicked");
+        }
+    }
+}
+
+/// Starts the loop, in a thread of its own.
 ///
 /// # Errors
 /// [`ControlError`]; then guaranteed tasks have their weights and protections, and no more.
-pub fn spawn(parts: Parts, thresholds: &Thresholds) -> Result<(), ControlError> {
-    let guaranteed = parts.tree.branch(Branch::Guaranteed);
-    let files = [
-        (CPU_PRESSURE, thresholds.cpu_permille),
-        (MEMORY_PRESSURE, thresholds.mem_permille),
-        (IO_PRESSURE, thresholds.io_permille),
-    ];
-    let arm = |(file, permille)| StallTrigger::arm(&guaranteed, file, permille);
-    let triggers = files.into_iter().map(arm).collect::<Result<Vec<_>, _>>().map_err(ControlError::Watch)?;
-    let control = Control { looker: Looker::open(&guaranteed, &parts.revocable.cgroup()), triggers, parts };
+pub fn spawn(parts: Parts, thresholds: &Thresholds) -> Result<Protection, ControlError> {
+    let mut looker = Looker::open(&parts.tree);
+    let triggers = match arm(&parts.tree, thresholds) {
+        Ok(triggers) => Some(triggers),
+        Err(error) if looker.sees_waits() => {
+            let error = crate::error_chain(&error);
+            tracing::info!(
+                error,
+                "look for pressure all the time: it needs CAP_SYS_RESOURCE to be woken for it"
+            );
+            None
+        }
+        Err(error) => return Err(ControlError::Watch(error)),
+    };
+    let (stopped, stop) = io::pipe().map_err(ControlError::Thread)?;
+    let control = Control {
+        looker,
+        triggers,
+        stopped,
+        thresholds: *thresholds,
+        tasks: Tasks::default(),
+        began: Instant::now(),
+        parts,
+    };
     let thread = thread::Builder::new().name("qos".to_owned());
-    thread.spawn(move || control.run()).map(drop).map_err(ControlError::Thread)
+    let thread = thread.spawn(move || control.run()).map_err(ControlError::Thread)?;
+    Ok(Protection { stop: Some(stop), thread: Some(thread) })
+}
+
+fn arm(tree: &Tree, thresholds: &Thresholds) -> Result<Vec<StallTrigger>, CgroupError> {
+    let of = |branch, file, resource| {
+        StallTrigger::arm(&tree.branch(branch), file, thresholds.of(resource).div_ceil(NOTICED_PART))
+    };
+    [
+        (Branch::Guaranteed, CPU_PRESSURE, Resource::Cpu),
+        (Branch::Guaranteed, MEMORY_PRESSURE, Resource::Memory),
+        (Branch::Guaranteed, IO_PRESSURE, Resource::Io),
+        (Branch::Exclusive, MEMORY_PRESSURE, Resource::Memory),
+        (Branch::Exclusive, IO_PRESSURE, Resource::Io),
+    ]
+    .into_iter()
+    .map(|(branch, file, resource)| of(branch, file, resource))
+    .collect()
 }
 
 struct Control {
     looker: Looker,
-    triggers: Vec<StallTrigger>,
+    /// `None` where the kernel does not wake this agent: then it looks all the time.
+    triggers: Option<Vec<StallTrigger>>,
+    stopped: PipeReader,
+    thresholds: Thresholds,
+    tasks: Tasks,
+    began: Instant,
     parts: Parts,
+}
+
+/// What the sampler saw of the tasks.
+#[derive(Default)]
+struct Tasks {
+    taken: Option<Instant>,
+    /// The most that a guaranteed one stood still at its own cap.
+    throttled_permille: u64,
+    /// The youngest last.
+    revocable: Vec<Candidate>,
 }
 
 impl Control {
@@ -91,19 +154,34 @@ impl Control {
         if let Err(error) = priority::first_of_all() {
             tracing::info!(%error, "protect guaranteed tasks from a thread like all others");
         }
-        let mut told = false;
+        if let Err(error) = self.protect() {
+            tracing::error!(%error, "wait for pressure; guaranteed tasks are protected no longer");
+        }
+        if let Err(error) = self.parts.revocable.hold(Held::default()) {
+            tracing::warn!(error = crate::error_chain(&error), "let the revocable tasks go");
+        }
+        self.parts.metrics.held(&Held::default());
+    }
+
+    /// Until it is stopped.
+    fn protect(&mut self) -> io::Result<()> {
+        let (mut look_until, mut told) = (None, false);
         loop {
-            let at_most = (!self.parts.policy.is_calm()).then_some(LOOK_EVERY);
-            if let Err(error) = wait_for_any(&self.triggers, at_most) {
-                tracing::error!(%error, "wait for pressure; guaranteed tasks are protected no longer");
-                return self.let_go();
+            let looking =
+                !self.parts.policy.is_calm() || look_until.is_some_and(|until| Instant::now() < until);
+            if self.wait(looking)? == Woken::Stopped {
+                return Ok(());
             }
-            if at_most.is_none() {
-                self.looker.begin(Instant::now());
-                thread::sleep(FIRST_LOOK);
+            let now = Instant::now();
+            let seen = self.evidence(now);
+            if !seen.tasks.is_empty() && self.noticed(&seen) {
+                look_until = Some(now + LOOK_ON);
             }
-            let seen = self.evidence();
-            let decision = self.parts.policy.decide(Instant::now(), &seen);
+            let decision = self.parts.policy.decide(now, &seen);
+            if decision.reasons.iter().any(|reason| matches!(reason.step, Step::Squeeze | Step::Freeze)) {
+                // What was before the step says nothing about what it does.
+                self.looker.begin(now);
+            }
             let applied = self.apply(&decision);
             if let Err(error) = &applied
                 && !told
@@ -114,21 +192,45 @@ impl Control {
         }
     }
 
-    /// What the looker sees, and what the sampler saw last of each task.
-    fn evidence(&mut self) -> Evidence {
-        let mut seen = self.looker.look(Instant::now());
-        // By the ids of their cgroups: the youngest last.
-        for (task, class, reading, used) in self.parts.watched.latest() {
-            let throttled_permille = used.map_or(0, |used| used.throttled_permille);
-            let mem_bytes = reading.mem.map_or(0, |mem| mem.all_bytes);
-            match class {
-                Class::Guaranteed => {
-                    seen.throttled_permille = seen.throttled_permille.max(throttled_permille);
+    /// For the next look: who is to blame is only seen while it happens, so the first one comes a little later than the kernel.
+    fn wait(&mut self, looking: bool) -> io::Result<Woken> {
+        let after = |time| wait_for_any(&[], &self.stopped, Some(time));
+        match &self.triggers {
+            Some(triggers) if !looking => {
+                if wait_for_any(triggers, &self.stopped, None)? == Woken::Stopped {
+                    return Ok(Woken::Stopped);
                 }
-                Class::Revocable => seen.tasks.push(Candidate { task, mem_bytes }),
+                self.looker.begin(Instant::now());
             }
+            None if !looking && !self.parts.watched.any_of_each_class() => return after(TASKS_EVERY),
+            Some(_) | None => {}
+        }
+        after(LOOK_EVERY)
+    }
+
+    /// What the looker sees, and what the sampler saw last.
+    fn evidence(&mut self, now: Instant) -> Evidence {
+        if self.tasks.taken.is_none_or(|taken| now.saturating_duration_since(taken) >= TASKS_EVERY) {
+            self.tasks = Tasks::of(&self.parts.watched, now);
+        }
+        let seen = Evidence {
+            throttled_permille: self.tasks.throttled_permille,
+            runqueue_p99_usec: self.parts.waits.p99_usec(),
+            tasks: self.tasks.revocable.clone(),
+            ..self.looker.look(now)
+        };
+        if tracing::enabled!(tracing::Level::TRACE) {
+            let at_ms = now.saturating_duration_since(self.began).as_millis();
+            let evidence = serde_json::to_string(&seen).unwrap_or_default();
+            tracing::trace!(at_ms, evidence, "looked");
         }
         seen
+    }
+
+    fn noticed(&self, seen: &Evidence) -> bool {
+        Resource::ALL.iter().any(|resource| {
+            seen.waited_permille(*resource).saturating_mul(NOTICED_PART) >= self.thresholds.of(*resource)
+        })
     }
 
     fn apply(&self, decision: &Decision) -> Result<(), CgroupError> {
@@ -147,65 +249,22 @@ impl Control {
         }
         result
     }
+}
 
-    fn let_go(&self) {
-        if let Err(error) = self.parts.revocable.hold(super::Held::default()) {
-            tracing::warn!(error = crate::error_chain(&error), "let the revocable tasks go");
+impl Tasks {
+    fn of(watched: &Watched, now: Instant) -> Self {
+        let mut tasks = Self { taken: Some(now), ..Self::default() };
+        // By the ids of their cgroups: the youngest last.
+        for (task, class, reading, used) in watched.latest() {
+            let throttled_permille = used.map_or(0, |used| used.throttled_permille);
+            let mem_bytes = reading.mem.map_or(0, |mem| mem.all_bytes);
+            match class {
+                Class::Guaranteed => {
+                    tasks.throttled_permille = tasks.throttled_permille.max(throttled_permille);
+                }
+                Class::Revocable => tasks.revocable.push(Candidate { task, mem_bytes }),
+            }
         }
+        tasks
     }
-}
-
-/// Reads the counters, from files that are kept open.
-struct Looker {
-    stalls: Stalls<Reread>,
-    cpu: Option<Reread>,
-    mem: Option<Reread>,
-    room: Room,
-    last: Option<Counted>,
-}
-
-impl Looker {
-    /// A file that is not there tells nothing.
-    fn open(guaranteed: &Cgroup, revocable: &Cgroup) -> Self {
-        let open = |cgroup: &Cgroup, file| Reread::open(cgroup.path().join(file)).ok();
-        Self {
-            stalls: Stalls {
-                cpu: open(guaranteed, CPU_PRESSURE),
-                mem: open(guaranteed, MEMORY_PRESSURE),
-                io: open(guaranteed, IO_PRESSURE),
-            },
-            cpu: open(revocable, "cpu.stat"),
-            mem: open(revocable, "memory.current"),
-            room: Room::default(),
-            last: None,
-        }
-    }
-
-    fn begin(&mut self, now: Instant) {
-        self.last = Some(self.count(now));
-    }
-
-    fn look(&mut self, now: Instant) -> Evidence {
-        let counted = self.count(now);
-        let before = self.last.replace(counted).unwrap_or(counted);
-        let text = self.mem.as_ref().and_then(|file| file.read(&mut self.room).ok());
-        let mem_bytes = text.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-        let available_permille = available_permille();
-        Evidence { mem_bytes, available_permille, ..Evidence::between(&before, &counted) }
-    }
-
-    fn count(&mut self, at: Instant) -> Counted {
-        let room = &mut self.room;
-        let mut stall = |file: &Option<Reread>| stall_count(file.as_ref()?.read(room).ok()?);
-        let stalls =
-            Stalls { cpu: stall(&self.stalls.cpu), mem: stall(&self.stalls.mem), io: stall(&self.stalls.io) };
-        let text = self.cpu.as_ref().and_then(|file| file.read(room).ok());
-        Counted { at, stalls, cpu_usec: text.map_or(0, |text| cpu_count(text).used_usec) }
-    }
-}
-
-/// Of the machine's memory.
-fn available_permille() -> Option<u64> {
-    let mem = Meminfo::current().ok()?;
-    mem.mem_available?.saturating_mul(1000).checked_div(mem.mem_total)
 }

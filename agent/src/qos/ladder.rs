@@ -9,6 +9,9 @@
 //! | memory | nine tenths of what they have, and so on down to an eighth | end the youngest, one at a time | absolve |
 //! | disk | the least weight | freeze | absolve |
 //!
+//! A squeeze that the kernel has no means for is left out. Nothing begins before revocable tasks can be to blame for more than the
+//! threshold: who did not run kept nobody from a CPU.
+//!
 //! Where the last step does not help either, they are not what the guaranteed tasks wait for: they get all back, and this
 //! resource is not looked at for a while.
 
@@ -21,11 +24,20 @@ const LEAST_CPU_MILLI: u64 = 50;
 /// A bound below this part of what they had when it began gives back little and lets them do nothing but reclaim.
 const LEAST_MEM_PART: u64 = 8;
 
+/// The next step down comes no sooner: what a step does is seen only in what happens after it.
+const SETTLE: Duration = Duration::from_millis(100);
+/// Where guaranteed tasks wait long when they wait, this part of the threshold is enough.
+const TAIL_PART: u64 = 4;
+/// The kernel caps tasks per period, mostly of this length: in less, one that is capped may stand still all the time.
+const WHOLE_PERIOD_USEC: u64 = 100_000;
+
 /// When to correct, and when not to any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Thresholds {
     /// Guaranteed tasks may wait this much of the time.
     pub cpu_permille: u64,
+    /// A quarter of it, where 99 of 100 waits for a CPU took up to this or more: few waits, but long ones.
+    pub runqueue_p99_usec: u64,
     /// The same for memory.
     pub mem_permille: u64,
     /// The same for a disk.
@@ -39,19 +51,37 @@ pub struct Thresholds {
 }
 
 impl Thresholds {
-    fn of(&self, resource: Resource) -> u64 {
+    /// Where waiting for this resource begins to count, whatever else is seen.
+    pub fn of(&self, resource: Resource) -> u64 {
         match resource {
             Resource::Cpu => self.cpu_permille,
             Resource::Memory => self.mem_permille,
             Resource::Io => self.io_permille,
         }
     }
+
+    /// And in the light of this.
+    fn within(&self, resource: Resource, seen: &Evidence) -> u64 {
+        let long = seen.runqueue_p99_usec.is_some_and(|usec| usec >= self.runqueue_p99_usec);
+        let part = if resource == Resource::Cpu && long { TAIL_PART } else { 1 };
+        self.of(resource) / part
+    }
+}
+
+/// What the kernel can squeeze revocable tasks by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Means {
+    /// A cap of CPU.
+    pub cpu: bool,
+    /// A weight at the disk.
+    pub io: bool,
 }
 
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Ladder {
     thresholds: Thresholds,
+    means: Means,
     cpu: Rung,
     mem: Rung,
     io: Rung,
@@ -75,8 +105,8 @@ struct Rung {
 
 impl Ladder {
     /// Nothing is held yet.
-    pub fn new(thresholds: Thresholds) -> Self {
-        Self { thresholds, cpu: Rung::default(), mem: Rung::default(), io: Rung::default() }
+    pub fn new(thresholds: Thresholds, means: Means) -> Self {
+        Self { thresholds, means, cpu: Rung::default(), mem: Rung::default(), io: Rung::default() }
     }
 
     fn rung(&mut self, resource: Resource) -> &mut Rung {
@@ -88,17 +118,26 @@ impl Ladder {
     }
 
     fn step(&mut self, resource: Resource, now: Instant, seen: &Evidence) -> Option<Step> {
-        let (thresholds, waited) = (self.thresholds, seen.waited_permille(resource));
+        let (thresholds, means, waited) = (self.thresholds, self.means, seen.waited_permille(resource));
+        let allowed = thresholds.within(resource, seen);
         let rung = self.rung(resource);
         if rung.absolved_until.is_some_and(|until| now < until) {
             return None;
         }
         rung.absolved_until = None;
-        if waited > thresholds.of(resource) {
+        if waited > allowed {
             rung.calm_since = None;
-            return rung.down(resource, now, seen, &thresholds);
+            let to_blame = rung.holds() || seen.blamed_permille(resource) > allowed;
+            let clear = resource != Resource::Cpu
+                || seen.throttled_permille == 0
+                || seen.over_usec >= WHOLE_PERIOD_USEC;
+            return if to_blame && clear {
+                rung.down(resource, now, seen, (&thresholds, means))
+            } else {
+                None
+            };
         }
-        if waited * 2 > thresholds.of(resource) {
+        if waited * 2 > allowed {
             rung.calm_since = None;
             return None;
         }
@@ -122,14 +161,18 @@ impl Rung {
         resource: Resource,
         now: Instant,
         seen: &Evidence,
-        thresholds: &Thresholds,
+        (thresholds, means): (&Thresholds, Means),
     ) -> Option<Step> {
-        if let Some(next) = self.less(resource, seen) {
+        let since = self.since.map(|since| now.saturating_duration_since(since));
+        if since.is_some_and(|since| since < SETTLE) {
+            return None;
+        }
+        if let Some(next) = self.less(resource, seen, means) {
             self.begun = if self.left.is_none() { used(resource, seen) } else { self.begun };
             (self.left, self.since) = (Some(next), Some(now));
             return Some(Step::Squeeze);
         }
-        if self.since.is_some_and(|since| now.saturating_duration_since(since) < thresholds.patience) {
+        if since.is_some_and(|since| since < thresholds.patience) {
             return None;
         }
         self.since = Some(now);
@@ -145,11 +188,13 @@ impl Rung {
     }
 
     /// The next squeeze; `None` at the end of that.
-    fn less(&self, resource: Resource, seen: &Evidence) -> Option<u64> {
+    fn less(&self, resource: Resource, seen: &Evidence, means: Means) -> Option<u64> {
         if self.frozen {
             return None;
         }
         let next = match (resource, self.left) {
+            (Resource::Cpu, _) if !means.cpu => return None,
+            (Resource::Io, _) if !means.io => return None,
             (Resource::Cpu, left) => {
                 left.unwrap_or_else(|| used(resource, seen)).max(2 * LEAST_CPU_MILLI) / 2
             }
@@ -163,7 +208,9 @@ impl Rung {
 
     /// Nobody waits.
     fn up(&mut self, resource: Resource, now: Instant, thresholds: &Thresholds) -> Option<Step> {
-        let left = self.left?;
+        if !self.holds() {
+            return None;
+        }
         let since = *self.calm_since.get_or_insert(now);
         if now.saturating_duration_since(since) < thresholds.calm {
             return None;
@@ -171,16 +218,21 @@ impl Rung {
         self.calm_since = Some(now);
         if self.frozen {
             self.frozen = false;
+            if self.left.is_none() {
+                *self = Self::default();
+            }
             return Some(Step::Ease);
         }
-        let more = left.saturating_add((left / 4).max(1));
-        let all = resource == Resource::Io || more >= self.begun;
-        if all {
-            *self = Self::default();
-        } else {
-            self.left = Some(more);
+        let more = self.left.map(|left| left.saturating_add((left / 4).max(1)));
+        match more.filter(|more| resource != Resource::Io && *more < self.begun) {
+            Some(more) => self.left = Some(more),
+            None => *self = Self::default(),
         }
         Some(Step::Ease)
+    }
+
+    fn holds(&self) -> bool {
+        self.frozen || self.left.is_some()
     }
 }
 
@@ -200,7 +252,7 @@ fn part(bytes: u64) -> u64 {
 impl Policy for Ladder {
     fn decide(&mut self, now: Instant, seen: &Evidence) -> Decision {
         if seen.tasks.is_empty() {
-            *self = Self::new(self.thresholds);
+            *self = Self::new(self.thresholds, self.means);
             return Decision::default();
         }
         let mut decision = Decision::default();
@@ -212,7 +264,7 @@ impl Policy for Ladder {
             decision.reasons.push(Reason {
                 resource,
                 waited_permille: seen.waited_permille(resource),
-                threshold_permille: self.thresholds.of(resource),
+                threshold_permille: self.thresholds.within(resource, seen),
                 step,
             });
         }

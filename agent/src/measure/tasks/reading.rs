@@ -4,6 +4,8 @@
 
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 /// CPU time, counted since the cgroup was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuCount {
@@ -46,7 +48,7 @@ pub struct StallCount {
 }
 
 /// The three resources that the kernel tells stalls of; `None` where it does not (`psi=0`, no `CONFIG_PSI`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stalls<T> {
     /// Waiting for a CPU.
     pub cpu: Option<T>,
@@ -85,6 +87,18 @@ pub struct DiskCount {
     pub read_ops: u64,
     /// Writes.
     pub write_ops: u64,
+}
+
+impl DiskCount {
+    /// Both together.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            read_bytes: self.read_bytes.saturating_add(other.read_bytes),
+            written_bytes: self.written_bytes.saturating_add(other.written_bytes),
+            read_ops: self.read_ops.saturating_add(other.read_ops),
+            write_ops: self.write_ops.saturating_add(other.write_ops),
+        }
+    }
 }
 
 /// Everything that was read of one cgroup at one moment.

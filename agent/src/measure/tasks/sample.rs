@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::reading::{CpuCount, DiskCount, MemUse, Reading, StallCount, Stalls};
 use crate::{
     grant::{Class, Grant},
@@ -64,7 +66,7 @@ pub struct Used {
 }
 
 /// Part of the time, in thousandths: 0 to 1000.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stalled {
     /// In which at least one process stood still.
     pub some_permille: u64,

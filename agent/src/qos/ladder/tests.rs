@@ -5,6 +5,7 @@ use crate::measure::tasks::{Stalled, Stalls};
 
 const THRESHOLDS: Thresholds = Thresholds {
     cpu_permille: 100,
+    runqueue_p99_usec: 8000,
     mem_permille: 50,
     io_permille: 200,
     patience: Duration::from_millis(500),
@@ -12,16 +13,21 @@ const THRESHOLDS: Thresholds = Thresholds {
     absolved: Duration::from_secs(30),
 };
 
+const ALL_MEANS: Means = Means { cpu: true, io: true };
+
 fn evidence(waited: [u64; 3], tasks: usize) -> Evidence {
     let stalled = |some_permille| Some(Stalled { some_permille, full_permille: 0 });
     let [cpu, mem, io] = waited.map(stalled);
     let task = |n| Candidate { task: ("f".to_owned(), format!("t{n}")), mem_bytes: 100 << 20 };
     Evidence {
+        over_usec: 100_000,
         waited: Stalls { cpu, mem, io },
         throttled_permille: 0,
+        runqueue_p99_usec: None,
         available_permille: Some(10),
         cpu_milli: 1600,
         mem_bytes: 1000 << 20,
+        disk_permille: None,
         tasks: (0..tasks).map(task).collect(),
     }
 }
@@ -37,7 +43,7 @@ fn steps(decisions: &[Decision]) -> Vec<Step> {
 
 #[test]
 fn cpu_is_halved_then_frozen_then_given_back_where_that_does_not_help() {
-    let (mut ladder, start) = (Ladder::new(THRESHOLDS), Instant::now());
+    let (mut ladder, start) = (Ladder::new(THRESHOLDS, ALL_MEANS), Instant::now());
     let busy = evidence([300, 0, 0], 2);
     let decisions = run(&mut ladder, start, 0..17, &busy);
     let caps: Vec<_> = decisions.iter().map(|d| d.held.cpu_milli).collect();
@@ -53,7 +59,7 @@ fn cpu_is_halved_then_frozen_then_given_back_where_that_does_not_help() {
 
 #[test]
 fn what_was_taken_comes_back_slowly() {
-    let (mut ladder, start) = (Ladder::new(THRESHOLDS), Instant::now());
+    let (mut ladder, start) = (Ladder::new(THRESHOLDS, ALL_MEANS), Instant::now());
     run(&mut ladder, start, 0..3, &evidence([300, 0, 0], 1));
     let between = run(&mut ladder, start, 3..40, &evidence([60, 0, 0], 1));
     assert!(steps(&between).is_empty(), "neither bad nor good");
@@ -69,7 +75,7 @@ fn what_was_taken_comes_back_slowly() {
 
 #[test]
 fn memory_is_taken_back_and_then_the_youngest_is_ended_one_at_a_time() {
-    let (mut ladder, start) = (Ladder::new(THRESHOLDS), Instant::now());
+    let (mut ladder, start) = (Ladder::new(THRESHOLDS, ALL_MEANS), Instant::now());
     let short = evidence([0, 100, 0], 3);
     let decisions = run(&mut ladder, start, 0..40, &short);
     assert_eq!(decisions[0].held.mem_high_bytes, Some(900 << 20));
@@ -88,7 +94,7 @@ fn memory_is_taken_back_and_then_the_youngest_is_ended_one_at_a_time() {
 
 #[test]
 fn the_disk_has_one_squeeze() {
-    let (mut ladder, start) = (Ladder::new(THRESHOLDS), Instant::now());
+    let (mut ladder, start) = (Ladder::new(THRESHOLDS, ALL_MEANS), Instant::now());
     let decisions = run(&mut ladder, start, 0..8, &evidence([0, 0, 900], 1));
     assert_eq!(steps(&decisions), [Step::Squeeze, Step::Freeze]);
     assert!(decisions[0].held.io_least && !decisions[0].held.frozen);
@@ -98,8 +104,53 @@ fn the_disk_has_one_squeeze() {
 }
 
 #[test]
+fn without_means_to_squeeze_they_stand_still_at_once() {
+    let (mut ladder, start) = (Ladder::new(THRESHOLDS, Means { cpu: false, io: false }), Instant::now());
+    let decisions = run(&mut ladder, start, 0..1, &evidence([300, 0, 300], 1));
+    assert_eq!(steps(&decisions), [Step::Freeze, Step::Freeze]);
+    assert_eq!(decisions[0].held, Held { frozen: true, ..Held::default() });
+    let decisions = run(&mut ladder, start, 1..13, &evidence([0; 3], 1));
+    assert_eq!(steps(&decisions), [Step::Ease, Step::Ease]);
+    assert!(ladder.is_calm());
+}
+
+#[test]
+fn looks_in_between_take_no_step_down() {
+    let (mut ladder, start) = (Ladder::new(THRESHOLDS, ALL_MEANS), Instant::now());
+    let busy = evidence([300, 0, 0], 1);
+    let decisions = (0..9).map(|n| ladder.decide(start + Duration::from_millis(25 * n), &busy));
+    assert_eq!(steps(&decisions.collect::<Vec<_>>()), [Step::Squeeze; 3], "at 0, 100 and 200 ms");
+}
+
+#[test]
+fn nothing_begins_for_what_they_cannot_have_done() {
+    let seen = evidence([300, 300, 300], 1);
+    let innocent = Evidence { cpu_milli: 90, mem_bytes: 0, disk_permille: Some(90), ..seen.clone() };
+    let mut ladder = Ladder::new(THRESHOLDS, ALL_MEANS);
+    assert_eq!(ladder.decide(Instant::now(), &innocent), Decision::default());
+    assert!(!ladder.decide(Instant::now(), &seen).reasons.is_empty());
+}
+
+#[test]
+fn few_long_waits_count_for_more() {
+    let seen = evidence([30, 0, 0], 1);
+    let long = Evidence { runqueue_p99_usec: Some(8192), ..seen.clone() };
+    let short = Evidence { runqueue_p99_usec: Some(4096), ..seen };
+    let first = |seen| steps(&[Ladder::new(THRESHOLDS, ALL_MEANS).decide(Instant::now(), &seen)]);
+    assert_eq!((first(short), first(long)), (vec![], vec![Step::Squeeze]));
+}
+
+#[test]
+fn a_task_at_its_own_cap_is_looked_at_for_a_whole_period() {
+    let seen = Evidence { throttled_permille: 100, over_usec: 25_000, ..evidence([900, 0, 0], 1) };
+    let whole = Evidence { over_usec: 100_000, ..seen.clone() };
+    let first = |seen| steps(&[Ladder::new(THRESHOLDS, ALL_MEANS).decide(Instant::now(), &seen)]);
+    assert_eq!((first(seen), first(whole)), (vec![], vec![Step::Squeeze]));
+}
+
+#[test]
 fn without_revocable_tasks_nothing_is_held() {
-    let (mut ladder, start) = (Ladder::new(THRESHOLDS), Instant::now());
+    let (mut ladder, start) = (Ladder::new(THRESHOLDS, ALL_MEANS), Instant::now());
     run(&mut ladder, start, 0..12, &evidence([900; 3], 1));
     assert!(!ladder.is_calm());
     assert_eq!(ladder.decide(start + Duration::from_secs(2), &evidence([900; 3], 0)), Decision::default());
@@ -123,7 +174,7 @@ proptest! {
     fn it_never_takes_more_than_there_is_and_gives_all_back(
         looks in prop::collection::vec((0..2000u64, [0..1000u64, 0..1000u64, 0..1000u64], 0..4usize, 0..5000u64), 1..80),
     ) {
-        let (mut ladder, start) = (Ladder::new(THRESHOLDS), Instant::now());
+        let (mut ladder, start) = (Ladder::new(THRESHOLDS, ALL_MEANS), Instant::now());
         let (mut now, mut most) = (start, 0);
         for (pause_ms, waited, tasks, cpu_milli) in looks {
             now += Duration::from_millis(pause_ms);

@@ -13,7 +13,10 @@ use bulkhead_testkit::{
 use libtest_mimic::Trial;
 
 pub(crate) fn tests() -> Vec<Trial> {
-    trials![revocable_tasks_make_way_and_get_all_back_where_that_does_not_help]
+    trials![
+        revocable_tasks_make_way_and_get_all_back_where_that_does_not_help,
+        revocable_tasks_are_let_go_when_the_agent_stops_and_when_it_comes_back_from_a_crash
+    ]
 }
 
 /// Steps of this kind so far.
@@ -35,28 +38,69 @@ async fn until_step(cluster: &Cluster, step: &str) -> Result<()> {
     .await
 }
 
-/// A guaranteed task keeps itself waiting, which no correction can help: so all of them happen, one after the other, and are
-/// taken back.
-async fn revocable_tasks_make_way_and_get_all_back_where_that_does_not_help() -> Result<()> {
-    let cluster = Cluster::start(Options { qos: true, ..Options::default() }).await?;
+/// Starts a revocable task that burns all it may have, and then a guaranteed one that keeps itself waiting, which no correction
+/// can help.
+async fn interfere(cluster: &Cluster) -> Result<Framework> {
     let info = FrameworkInfo {
         name: "way".into(),
         classes: vec![ResourceClass::Guaranteed.into(), ResourceClass::Revocable.into()],
         ..FrameworkInfo::default()
     };
     let framework = Framework::subscribe_as(cluster.master_channel().await?, info, true).await?;
-    framework.start(Task::new("lent", ["sleep", "600"]).cpu_milli(100).revocable()).await?;
-    let lent = cluster.cgroup()?.join("revocable");
-    // More processes than there are processors, and no cap.
-    let crowd = "for i in 1 2 3 4 5 6; do while :; do :; done & done; wait";
+    framework.start(Task::shell("lent", "while :; do :; done").cpu_milli(400).revocable()).await?;
+    // All on one processor, so that the other is left to the revocable one; and no cap.
+    let crowd = "taskset -p -c 0 $$; for i in 1 2 3; do while :; do :; done & done; wait";
     framework.start(Task::shell("crowd", crowd).cpu_milli(300).cpu_burst()).await?;
+    Ok(framework)
+}
+
+/// So all corrections happen, one after the other, and are taken back.
+async fn revocable_tasks_make_way_and_get_all_back_where_that_does_not_help() -> Result<()> {
+    let cluster = Cluster::start(Options { qos: true, ..Options::default() }).await?;
+    let framework = interfere(&cluster).await?;
     for step in ["squeeze", "freeze", "absolve"] {
         until_step(&cluster, step).await?;
     }
     assert!(steps(&cluster, "squeeze").await? >= 1 && steps(&cluster, "kill").await? == 0);
+    let lent = cluster.cgroup()?.join("revocable");
     assert_eq!(fs::read_to_string(lent.join("cgroup.freeze"))?.trim(), "0", "not to blame");
     let still = framework.statuses("lent");
     assert!(!still.iter().any(|seen| is_last(&seen.status)), "{still:?}");
+    framework.teardown().await?;
+    cluster.finish().await
+}
+
+async fn revocable_tasks_are_let_go_when_the_agent_stops_and_when_it_comes_back_from_a_crash() -> Result<()> {
+    /// A twentieth of a CPU: where squeezing ends.
+    const LEAST: &str = "5000 100000\n";
+    let config = tempfile::NamedTempFile::new()?;
+    // It never comes to the step behind the last squeeze.
+    fs::write(config.path(), "[qos]\npatience_ms = 3600000\n")?;
+    let agent_args = vec!["--config".to_owned(), config.path().display().to_string()];
+    let mut cluster = Cluster::start(Options { qos: true, agent_args, ..Options::default() }).await?;
+    let framework = interfere(&cluster).await?;
+    let cgroup = cluster.cgroup()?;
+    let cap = || fs::read_to_string(cgroup.join("revocable/cpu.max"));
+    let squeezed = || async {
+        match cap() {
+            Ok(least) if least == LEAST => Ok(()),
+            other => Err(Verdict::NotYet(format!("{other:?}"))),
+        }
+    };
+    until("the last squeeze", squeezed).await?;
+    cluster.stop_agent().await?;
+    assert_ne!(cap()?, LEAST, "nobody would take it back");
+    cluster.restart_agent().await?;
+    until("the last squeeze, again", squeezed).await?;
+    cluster.kill_agent_hard().await?;
+    assert_eq!(cap()?, LEAST, "nobody was there to take it back");
+    // Or it would be squeezed again.
+    let crowd = fs::read_dir(cgroup.join("guaranteed"))?.flatten().map(|entry| entry.path());
+    for task in crowd.filter(|path| path.is_dir()) {
+        fs::write(task.join("cgroup.kill"), "1")?;
+    }
+    cluster.restart_agent().await?;
+    assert_ne!(cap()?, LEAST, "the agent before was killed");
     framework.teardown().await?;
     cluster.finish().await
 }
