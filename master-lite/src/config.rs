@@ -14,6 +14,10 @@ use serde::Deserialize;
 
 use crate::core::{SILENT_INTERVALS, Settings};
 
+mod allocation;
+
+pub use allocation::{AllocatorConfig, AllocatorOptions, NoSuchPolicy};
+
 /// A length of time, written like `5s`, `500ms` or `1h 30m`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -71,6 +75,9 @@ pub struct Options {
     /// How many unread messages a stream may pile up before it is cut [default: 16384]
     #[arg(long, env = "BULKHEAD_MASTER_SESSION_QUEUE", value_name = "COUNT")]
     pub session_queue: Option<usize>,
+    /// Only in the file.
+    #[arg(skip)]
+    pub allocator: Option<AllocatorOptions>,
 }
 
 /// The configuration in force.
@@ -96,6 +103,8 @@ pub struct Config {
     pub unacknowledged: usize,
     /// 16384: the news of one lost agent with ten thousand tasks fits.
     pub session_queue: usize,
+    /// Dominant resource fairness among roles of equal weight, without quotas.
+    pub allocator: AllocatorConfig,
 }
 
 impl Default for Config {
@@ -111,6 +120,7 @@ impl Default for Config {
             history: 1000,
             unacknowledged: 10_000,
             session_queue: 16 << 10,
+            allocator: AllocatorConfig::default(),
         }
     }
 }
@@ -157,7 +167,11 @@ impl Config {
     fn from_options(first: Options, second: Options) -> Result<Self, ConfigError> {
         let usual = Self::default();
         let span = |a: Option<Span>, b: Option<Span>, usual: Duration| a.or(b).map_or(usual, |s| s.0);
+        let allocator = first.allocator.or(second.allocator).unwrap_or_default();
+        let allocator = AllocatorConfig::from_options(allocator)
+            .map_err(|problem| ConfigError::Value { key: "allocator", problem })?;
         let config = Self {
+            allocator,
             listen: first.listen.or(second.listen).unwrap_or(usual.listen),
             address_file: first.address_file.or(second.address_file),
             heartbeat_interval: span(

@@ -63,3 +63,38 @@ fn values_that_make_no_sense_are_refused_by_name() {
         assert!(load(text).unwrap_err().to_string().starts_with(key), "{text}");
     }
 }
+
+#[test]
+fn weights_quotas_and_the_policy_are_in_the_file() {
+    use crate::allocator::{Bundle, CPU, MEM, Weight};
+    let config = load(
+        "[allocator]\npolicy = \"priority\"\nuncounted = [\"ports\"]\n\
+         [allocator.roles.\"team/web\"]\nweight = 2.5\npriority = 3\nlimit = { cpu_milli = 0 }\n\
+         [allocator.roles.other]\nguarantee = { mem_bytes = 7 }\n",
+    );
+    let allocator = config.unwrap().allocator;
+    assert_eq!(allocator.policy, "priority");
+    let web = &allocator.roles["team/web"];
+    assert_eq!((web.weight, web.priority), (Weight::try_from(2.5).unwrap(), 3));
+    assert_eq!((web.limit.0[CPU], web.limit.0[MEM], web.guarantee), (0, u64::MAX, Bundle::default()));
+    assert_eq!(allocator.roles["other"].guarantee.0[MEM], 7);
+    assert!(allocator.build(Vec::new()).is_ok());
+}
+
+#[test]
+fn what_cannot_be_kept_of_roles_is_refused() {
+    for (text, says) in [
+        ("roles.a.weight = 0.0", "weight 0"),
+        ("roles.a.weight = nan", "weight NaN"),
+        ("roles.a.weight = inf", "weight inf"),
+        ("roles.a.limit = { cpus = 1 }", "cpu_milli, mem_bytes"),
+        ("uncounted = [\"gpus\"]", "gpus"),
+        ("roles.\"a//b\".weight = 1.0", "empty"),
+        ("roles.a = { limit = { mem_bytes = 1 }, guarantee = { mem_bytes = 2 } }", "raise the limit"),
+    ] {
+        let error = load(&format!("[allocator]\n{text}")).unwrap_err().to_string();
+        assert!(error.starts_with("allocator") && error.contains(says), "{text}: {error}");
+    }
+    let unknown = load("[allocator]\npolicy = \"lottery\"").unwrap().allocator.build(Vec::new());
+    assert!(unknown.is_err_and(|e| e.to_string().contains("drf, priority")));
+}

@@ -19,6 +19,7 @@ mod event;
 mod frameworks;
 mod listing;
 mod locality;
+mod numbers;
 mod offering;
 mod resizing;
 mod statuses;
@@ -30,8 +31,10 @@ use bulkhead_proto::v1::{Rescind, master_message, scheduler_event};
 pub use effect::{Closing, Effect, ResizeError, Severity, StopError};
 pub use event::Event;
 pub use listing::{Amounts, Counters, Gauges, PAGE_BYTES, PageTokenError};
+pub use offering::Stopwatch;
 pub use resizing::Resizing;
 
+use self::{numbers::Numbers, offering::NoStopwatch};
 use crate::{
     allocator::Allocator,
     framework::{Frameworks, Phase},
@@ -76,9 +79,11 @@ pub struct Core {
     offers: Offers,
     tasks: Tasks,
     timers: Timers,
-    allocator: Box<dyn Allocator>,
-    /// Agents whose free resources, or whose takers, changed since they were last offered.
-    to_offer: BTreeSet<AgentId>,
+    allocator: Allocator,
+    numbers: Numbers,
+    stopwatch: Box<dyn Stopwatch>,
+    /// Agents that came or went; the ledger knows which others changed.
+    came_or_went: BTreeSet<AgentId>,
     next_heartbeat: Option<UnixMs>,
     frameworks_made: u64,
     offers_made: u64,
@@ -90,7 +95,7 @@ pub struct Core {
 impl Core {
     /// A master that knows nobody yet. `run_id` distinguishes the ids it makes from those of every other
     /// run of every other master; it is made of the characters that ids may have.
-    pub fn new(settings: Settings, run_id: &str, allocator: Box<dyn Allocator>) -> Self {
+    pub fn new(settings: Settings, run_id: &str, allocator: Allocator) -> Self {
         Self {
             tasks: Tasks::new(settings.history),
             // Without an interval, time would stand still at the first heartbeat.
@@ -103,7 +108,9 @@ impl Core {
             offers: Offers::default(),
             timers: Timers::default(),
             allocator,
-            to_offer: BTreeSet::new(),
+            numbers: Numbers::default(),
+            stopwatch: Box::new(NoStopwatch),
+            came_or_went: BTreeSet::new(),
             next_heartbeat: None,
             frameworks_made: 0,
             offers_made: 0,
@@ -111,6 +118,11 @@ impl Core {
             counters: Counters::default(),
             effects: Vec::new(),
         }
+    }
+
+    /// Measures the allocator with this from now on.
+    pub fn set_stopwatch(&mut self, stopwatch: Box<dyn Stopwatch>) {
+        self.stopwatch = stopwatch;
     }
 
     /// Takes in one event and says what to do, in order. Time does not go back: an earlier `now` counts as the latest.
@@ -145,9 +157,9 @@ impl Core {
             Timer::OfferOpen(offer) => self.offer_may_expire(&offer),
             Timer::FrameworkAway(framework) => self.framework_may_be_gone(&framework),
             Timer::RefusalOver(agent) => {
-                let now = self.now;
-                self.frameworks.iter_mut().for_each(|f| f.forget_refusals(Some((&agent, now))));
-                self.to_offer.insert(agent);
+                if let Some(number) = self.numbers.agents.get(&agent) {
+                    self.allocator.refusals_may_be_over(number, self.now);
+                }
             }
             Timer::Heartbeat => self.heartbeat(),
         }
@@ -193,7 +205,6 @@ impl Core {
     fn release_offer(&mut self, id: &OfferId) -> Option<crate::offers::Offer> {
         let offer = self.offers.remove(id.as_str())?;
         self.ledger.release_offer(&offer.agent, &offer.id);
-        self.to_offer.insert(offer.agent.clone());
         Some(offer)
     }
 
@@ -204,10 +215,6 @@ impl Core {
     /// Every stream belongs to one agent or one framework, from its first message on.
     fn in_use(&self, session: SessionId) -> bool {
         self.inventory.agent_of(session).is_some() || self.frameworks.of_session(session).is_some()
-    }
-
-    fn offer_everything(&mut self) {
-        self.to_offer.extend(self.inventory.iter().map(|(id, _)| id.clone()));
     }
 }
 

@@ -1,16 +1,16 @@
 //! Sessions of frameworks: who is subscribed, who is away, who refuses what.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_proto::{
     data_sets::check_names,
     ids::check_id,
-    v1::{FrameworkInfo, ResourceClass, Resources},
+    v1::{FrameworkInfo, ResourceClass},
 };
 
 use crate::{
-    allocator::{MIN_OFFER_CPU_MILLI, MIN_OFFER_MEM_BYTES},
-    ids::{AgentId, FrameworkId, MAX_WAIT_MS, SessionId, UnixMs},
+    allocator::{Wants, check_role},
+    ids::{FrameworkId, MAX_WAIT_MS, SessionId, UnixMs},
 };
 
 /// The role of a framework that names none.
@@ -39,13 +39,6 @@ impl Phase {
     }
 }
 
-/// What a framework does not want for a while.
-#[derive(Clone, Debug)]
-struct Refusal {
-    until: UnixMs,
-    resources: Resources,
-}
-
 /// One framework.
 #[derive(Clone, Debug)]
 pub struct Framework {
@@ -55,11 +48,8 @@ pub struct Framework {
     pub phase: Phase,
     /// When this master first heard of it.
     pub registered: UnixMs,
-    /// Number of its newest offer; 0 where it never had one.
-    pub last_offered: u64,
     /// Data sets that agents were told of.
     pub watched: Vec<String>,
-    refusals: BTreeMap<(AgentId, i32), Refusal>,
 }
 
 impl Framework {
@@ -71,38 +61,11 @@ impl Framework {
         }
     }
 
-    /// Does it want offers of this class?
-    pub fn wants(&self, class: ResourceClass) -> bool {
-        self.info.classes.contains(&class.into())
-    }
-
-    /// The least it can use.
-    pub fn minimum(&self) -> Resources {
-        self.info.minimum.clone().unwrap_or_default()
-    }
-
-    /// Notes that it does not want this much of the agent until then.
-    pub fn refuse(&mut self, agent: &AgentId, class: ResourceClass, resources: Resources, until: UnixMs) {
-        self.refusals.insert((agent.clone(), class.into()), Refusal { until, resources });
-    }
-
-    /// Does it refuse this much of the agent? Only until the refusal is over, and only until there is
-    /// noticeably more than what it refused: a task's end is news, the flutter of a measured reserve is not.
-    pub fn refuses(&self, agent: &AgentId, class: ResourceClass, resources: &Resources, now: UnixMs) -> bool {
-        let Some(refusal) = self.refusals.get(&(agent.clone(), class.into())) else { return false };
-        let more = resources.saturating_sub(&refusal.resources);
-        let noticeable = more.cpu_milli >= MIN_OFFER_CPU_MILLI
-            || more.mem_bytes >= MIN_OFFER_MEM_BYTES
-            || !more.ports.is_empty();
-        now < refusal.until && !noticeable
-    }
-
-    /// Drops refusals: those of one agent that are over, or all.
-    pub fn forget_refusals(&mut self, over: Option<(&AgentId, UnixMs)>) {
-        match over {
-            None => self.refusals.clear(),
-            Some((agent, now)) => self.refusals.retain(|(of, _), r| of != agent || now < r.until),
-        }
+    /// The offers that it asks for.
+    pub fn wants(&self) -> Wants {
+        let classes: Vec<_> =
+            self.info.classes.iter().filter_map(|&class| ResourceClass::try_from(class).ok()).collect();
+        Wants::new(&classes, &self.info.minimum.clone().unwrap_or_default())
     }
 }
 
@@ -111,6 +74,7 @@ impl Framework {
 pub struct Frameworks {
     by_id: BTreeMap<FrameworkId, Framework>,
     sessions: BTreeMap<SessionId, FrameworkId>,
+    changed: BTreeSet<FrameworkId>,
 }
 
 impl Frameworks {
@@ -124,9 +88,14 @@ impl Frameworks {
         self.by_id.get_mut(id)
     }
 
-    /// All, to change what does not involve their sessions.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Framework> {
-        self.by_id.values_mut()
+    /// Counts a framework among those that changed.
+    pub fn note_change(&mut self, id: &FrameworkId) {
+        self.changed.insert(id.clone());
+    }
+
+    /// Those that came, went, or moved to another phase since this was last asked.
+    pub fn take_changed(&mut self) -> BTreeSet<FrameworkId> {
+        std::mem::take(&mut self.changed)
     }
 
     /// All, by id.
@@ -145,9 +114,7 @@ impl Frameworks {
             info,
             phase,
             registered: now,
-            last_offered: 0,
             watched: Vec::new(),
-            refusals: BTreeMap::new(),
         });
         self.set_phase(id, phase);
     }
@@ -155,6 +122,7 @@ impl Frameworks {
     /// Moves a framework to another phase; answers the session that it had.
     pub fn set_phase(&mut self, id: &FrameworkId, phase: Phase) -> Option<SessionId> {
         let framework = self.by_id.get_mut(id)?;
+        self.changed.insert(id.clone());
         let session = framework.session();
         framework.phase = phase;
         session.map(|s| self.sessions.remove(&s));
@@ -166,6 +134,7 @@ impl Frameworks {
 
     /// Forgets a framework.
     pub fn remove(&mut self, id: &FrameworkId) {
+        self.changed.insert(id.clone());
         if let Some(session) = self.by_id.remove(id).and_then(|f| f.session()) {
             self.sessions.remove(&session);
         }
@@ -189,6 +158,7 @@ pub fn check_subscription(mut info: FrameworkInfo) -> Result<FrameworkInfo, Stri
     if info.role.is_empty() {
         info.role = DEFAULT_ROLE.to_owned();
     }
+    check_role(&info.role).map_err(|problem| format!("role {:?} {problem}", info.role))?;
     if info.classes.is_empty() {
         info.classes.push(ResourceClass::Guaranteed.into());
     }

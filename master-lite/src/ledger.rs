@@ -11,11 +11,14 @@
 //! Memory and ports are one pool for both classes. CPU is two pools: `capacity.cpu_milli` for guaranteed holdings and
 //! `revocable_cpu_milli` for revocable ones. Amounts are milli-CPU and bytes. Everything here is called by the core alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_proto::v1::{ResourceClass, ResourceReport, Resources};
 
-use crate::ids::{AgentId, FrameworkId, OfferId, TaskKey};
+use crate::{
+    allocator::{Bundle, REVOCABLE_CPU, Totals},
+    ids::{AgentId, FrameworkId, OfferId, TaskKey},
+};
 
 /// One holding: part of an agent, promised to one framework.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,6 +59,13 @@ impl Slice {
             }
             _ => self.pool.clone(),
         }
+    }
+
+    /// The amounts of every kind.
+    pub fn amounts(&self) -> Bundle {
+        let mut amounts = Bundle::of(ResourceClass::Guaranteed, &self.pool);
+        amounts.0[REVOCABLE_CPU] = self.revocable_cpu_milli;
+        amounts
     }
 
     /// Both together.
@@ -170,34 +180,21 @@ impl Book {
     }
 }
 
-/// CPU and memory of a framework's holdings on all agents, or of all agents together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Thousandths of a CPU, both classes.
-    pub cpu_milli: u128,
-    /// Bytes.
-    pub mem_bytes: u128,
-}
-
-impl Totals {
-    /// Counts more in.
-    pub fn add(&mut self, r: &Resources) {
-        self.cpu_milli = self.cpu_milli.saturating_add(r.cpu_milli.into());
-        self.mem_bytes = self.mem_bytes.saturating_add(r.mem_bytes.into());
-    }
-
-    fn remove(&mut self, r: &Resources) {
-        self.cpu_milli = self.cpu_milli.saturating_sub(r.cpu_milli.into());
-        self.mem_bytes = self.mem_bytes.saturating_sub(r.mem_bytes.into());
-    }
-}
-
 /// Every book, and the sums that fairness needs.
 #[derive(Debug, Default)]
 pub struct Ledger {
     books: BTreeMap<AgentId, Book>,
     held: BTreeMap<FrameworkId, Totals>,
-    capacity: Totals,
+    changed: Changed,
+}
+
+/// Whose books changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Agents that something else is held on, or that have something else.
+    pub agents: BTreeSet<AgentId>,
+    /// Frameworks that hold something else.
+    pub frameworks: BTreeSet<FrameworkId>,
 }
 
 impl Ledger {
@@ -216,9 +213,9 @@ impl Ledger {
         self.held.get(framework).copied().unwrap_or_default()
     }
 
-    /// The reported capacity of all agents.
-    pub fn capacity(&self) -> Totals {
-        self.capacity
+    /// Whose books changed since this was last asked.
+    pub fn take_changed(&mut self) -> Changed {
+        std::mem::take(&mut self.changed)
     }
 
     /// Takes over what the agent measured; false where nothing is different. Offers may be overdrawn afterwards.
@@ -229,11 +226,12 @@ impl Ledger {
         let same = book.capacity == capacity
             && book.reserve == reserve
             && book.revocable_cpu_milli == report.revocable_cpu_milli;
-        self.capacity.remove(&book.capacity);
-        self.capacity.add(&capacity);
         book.capacity = capacity;
         book.reserve = reserve;
         book.revocable_cpu_milli = report.revocable_cpu_milli;
+        if !same {
+            self.changed.agents.insert(agent.clone());
+        }
         !same
     }
 
@@ -246,8 +244,9 @@ impl Ledger {
         held.resources.ports =
             held.resources.saturating_sub(&Resources { ports: taken.ports, ..Resources::default() }).ports;
         book.granted = book.granted.plus(&Slice::of(&held));
-        self.held.entry(held.framework.clone()).or_default().add(&held.resources);
+        let counted = held.clone();
         book.grants.insert(task, held);
+        self.remember(agent, &counted);
     }
 
     /// Gives a task's grant back; nothing happens where it holds none.
@@ -255,15 +254,16 @@ impl Ledger {
         let Some(book) = self.books.get_mut(agent) else { return };
         let Some(held) = book.grants.remove(task) else { return };
         book.granted = book.granted.minus(&Slice::of(&held));
-        self.forget(&held);
+        self.forget(agent, &held);
     }
 
     /// Writes down an offer of what is free.
     pub fn offer(&mut self, agent: &AgentId, offer: OfferId, held: Held) {
         let Some(book) = self.books.get_mut(agent) else { return };
         book.offered = book.offered.plus(&Slice::of(&held));
-        self.held.entry(held.framework.clone()).or_default().add(&held.resources);
+        let counted = held.clone();
         book.offers.insert(offer, held);
+        self.remember(agent, &counted);
     }
 
     /// Gives an offer back; nothing happens where it is not there.
@@ -271,28 +271,38 @@ impl Ledger {
         let Some(book) = self.books.get_mut(agent) else { return };
         let Some(held) = book.offers.remove(offer) else { return };
         book.offered = book.offered.minus(&Slice::of(&held));
-        self.forget(&held);
+        self.forget(agent, &held);
     }
 
     /// Closes an agent's book with everything in it.
     pub fn remove(&mut self, agent: &AgentId) {
         let Some(book) = self.books.remove(agent) else { return };
-        self.capacity.remove(&book.capacity);
+        self.changed.agents.insert(agent.clone());
         for held in book.grants.values().chain(book.offers.values()) {
-            self.forget(held);
+            self.forget(agent, held);
         }
     }
 
-    fn forget(&mut self, held: &Held) {
+    fn remember(&mut self, agent: &AgentId, held: &Held) {
+        self.note_change(agent, held);
+        self.held.entry(held.framework.clone()).or_default().add(&Bundle::of(held.class, &held.resources));
+    }
+
+    fn note_change(&mut self, agent: &AgentId, held: &Held) {
+        self.changed.agents.insert(agent.clone());
+        self.changed.frameworks.insert(held.framework.clone());
+    }
+
+    fn forget(&mut self, agent: &AgentId, held: &Held) {
+        self.note_change(agent, held);
         let Some(totals) = self.held.get_mut(&held.framework) else { return };
-        totals.remove(&held.resources);
-        if *totals == Totals::default() {
+        totals.remove(&Bundle::of(held.class, &held.resources));
+        if totals.is_empty() {
             self.held.remove(&held.framework);
         }
     }
 }
 
-/// The larger of both, kind by kind; the ports that are in either.
 #[cfg(test)]
 #[path = "ledger/tests.rs"]
 mod tests;

@@ -24,4 +24,4 @@ pub mod tasks;
 pub mod timers;
 
 pub use config::{Config, Options};
-pub use serve::{Running, ServeError, serve};
+pub use serve::{Running, ServeError, serve, serve_with};

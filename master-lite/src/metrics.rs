@@ -9,11 +9,7 @@ use prometheus::{
 
 use bulkhead_proto::v1::TaskState;
 
-use crate::{
-    allocator::{Allocation, Allocator, Demand, Supply},
-    core::{Amounts, Counters, Gauges},
-    ledger::Totals,
-};
+use crate::core::{Amounts, Counters, Gauges, Stopwatch};
 
 /// The names, as they are exported. Times are in seconds and amounts in base units, as Prometheus has it.
 pub mod names {
@@ -97,9 +93,9 @@ impl Metrics {
         self.slow_sessions.inc();
     }
 
-    /// The same allocator, with its time measured.
-    pub fn timed(&self, inner: Box<dyn Allocator>) -> Box<dyn Allocator> {
-        Box::new(Timed { inner, took: self.allocation.clone() })
+    /// What the core is to measure its allocator with.
+    pub fn stopwatch(&self) -> Box<dyn Stopwatch> {
+        Box::new(Timed { took: self.allocation.clone() })
     }
 
     /// Everything, in the text format of Prometheus.
@@ -118,16 +114,14 @@ impl Metrics {
 }
 
 struct Timed {
-    inner: Box<dyn Allocator>,
     took: Histogram,
 }
 
-impl Allocator for Timed {
-    fn allocate(&mut self, cluster: Totals, supply: &[Supply], demand: &[Demand<'_>]) -> Vec<Allocation> {
+impl Stopwatch for Timed {
+    fn time(&mut self, work: &mut dyn FnMut()) {
         let begun = Instant::now();
-        let allocations = self.inner.allocate(cluster, supply, demand);
+        work();
         self.took.observe(begun.elapsed().as_secs_f64());
-        allocations
     }
 }
 

@@ -11,9 +11,9 @@ use tonic::transport::{Server, server::TcpIncoming};
 use uuid::Uuid;
 
 use crate::{
-    allocator::Fair,
+    allocator::Policy,
     api::{self, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, driver},
-    config::Config,
+    config::{Config, NoSuchPolicy},
     core::Core,
     metrics::{MetricError, Metrics},
 };
@@ -46,6 +46,9 @@ pub enum ServeError {
         /// Why not.
         source: io::Error,
     },
+    /// The configuration names a policy that is not there.
+    #[error(transparent)]
+    Policy(#[from] NoSuchPolicy),
     /// The metrics are defined wrongly.
     #[error("cannot define the metrics")]
     Metrics(#[from] MetricError),
@@ -85,12 +88,26 @@ pub async fn serve(
     config: &Config,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Running, ServeError> {
+    serve_with(config, Vec::new(), shutdown).await
+}
+
+/// As [`serve`], with policies besides the built-in ones for the configuration to choose from.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_with(
+    config: &Config,
+    policies: Vec<Box<dyn Policy>>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<Running, ServeError> {
+    let allocator = config.allocator.build(policies)?;
     let metrics = Metrics::new()?;
     let listener = listen(config.listen).await?;
     let address =
         listener.local_addr().map_err(|source| ServeError::Listen { address: config.listen, source })?;
     let run_id = Uuid::new_v4().simple().to_string();
-    let core = Core::new(config.settings(), &run_id[..8], metrics.timed(Box::new(Fair)));
+    let mut core = Core::new(config.settings(), &run_id[..8], allocator);
+    core.set_stopwatch(metrics.stopwatch());
     let driver = driver::start(core, metrics.clone(), config.session_queue);
     let (draining, drain) = oneshot::channel();
     let server = Server::builder()

@@ -37,8 +37,7 @@ impl Core {
         if acknowledges.is_err() {
             // Offered again at once, they would be accepted again at once.
             for offer in &offers {
-                let (agent, resources) = (&offer.agent, offer.resources.clone());
-                self.refuse(framework, agent, offer.class, resources, self.settings.refuse_ms);
+                self.refuse(framework, &offer.agent, offer.class, self.settings.refuse_ms);
             }
         }
         let mut pots = acknowledges.and_then(|()| pots(&offers, &gone));
@@ -61,8 +60,8 @@ impl Core {
             }
         }
         if let Ok(pots) = pots {
-            for (class, left) in pots.left {
-                self.refuse(framework, &pots.agent, class, left, accept.refuse_ms);
+            for class in pots.left.into_keys() {
+                self.refuse(framework, &pots.agent, class, accept.refuse_ms);
             }
         }
     }

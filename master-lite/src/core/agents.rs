@@ -36,7 +36,7 @@ impl Core {
         self.rebuild(&agent, &register);
         self.watch_all_data_sets(&agent);
         self.watch_for_silence(&agent, session, self.now);
-        self.to_offer.insert(agent.clone());
+        self.came_or_went.insert(agent.clone());
         let info = register.agent.unwrap_or_default();
         let text =
             format!("agent {agent} ({}) registered with {} tasks", info.hostname, register.tasks.len());
@@ -213,7 +213,6 @@ impl Core {
     fn take_in(&mut self, agent: &AgentId, report: &ResourceReport) {
         if self.ledger.report(agent, report) {
             self.fit_offers(agent, "the agent has less to offer now");
-            self.to_offer.insert(agent.clone());
         }
     }
 
@@ -229,6 +228,7 @@ impl Core {
         if self.inventory.disconnect(agent).is_none() {
             return;
         }
+        self.came_or_went.insert(agent.clone());
         let offers = self.offers.of_agent(agent).cloned().collect();
         self.rescind(offers, &format!("agent {agent} is not connected"));
         let heard = self.inventory.get(agent).map_or(self.now, |a| a.heard);
@@ -276,6 +276,7 @@ impl Core {
         self.tasks.forget_all_disowned(agent);
         self.ledger.remove(agent);
         self.inventory.remove(agent);
+        self.came_or_went.insert(agent.clone());
     }
 
     pub(super) fn send_kill(&mut self, agent: &AgentId, key: &TaskKey, order: KillOrder) {

@@ -47,15 +47,14 @@ impl Core {
         self.frameworks.add(&id, info.clone(), Phase::Connected(session), self.now);
         if let Some(framework) = self.frameworks.get_mut(&id) {
             framework.info = info;
-            framework.forget_refusals(None);
         }
+        self.forget_refusals(&id);
         let heartbeat_interval_ms = self.settings.heartbeat_interval_ms;
         let subscribed = Subscribed { framework_id: (&id).into(), heartbeat_interval_ms };
         self.tell_framework(&id, scheduler_event::Event::Subscribed(subscribed));
         self.watch_data_sets(&id);
         self.repeat_unacknowledged(&id);
         self.plan_heartbeat();
-        self.offer_everything();
     }
 
     fn new_framework_id(&mut self) -> FrameworkId {
@@ -121,10 +120,7 @@ impl Core {
             }
             Call::NameDataSets(named) => self.name_data_sets(&id, named),
             Call::Resize(resize) => self.resize_for_framework(&id, &resize),
-            Call::Revive(_) => {
-                self.frameworks.get_mut(&id).into_iter().for_each(|f| f.forget_refusals(None));
-                self.offer_everything();
-            }
+            Call::Revive(_) => self.forget_refusals(&id),
         }
     }
 
@@ -137,7 +133,7 @@ impl Core {
             }
             let Some(offer) = self.release_offer(&OfferId::from(id.as_str())) else { continue };
             self.counters.offers_declined += 1;
-            self.refuse(framework, &offer.agent, offer.class, offer.resources, refuse_ms);
+            self.refuse(framework, &offer.agent, offer.class, refuse_ms);
         }
     }
 

@@ -1,36 +1,59 @@
 //! Free resources become offers, at the end of every step in which something became free.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use bulkhead_proto::v1::{self, Offers, ResourceClass, Resources, scheduler_event};
+use bulkhead_proto::v1::{self, Offers, ResourceClass, scheduler_event};
 use prost::Message as _;
 
 use super::Core;
 use crate::{
-    allocator::{Allocation, Demand, Supply, worth_offering},
+    allocator::{Allocation, Pot},
+    framework::DEFAULT_ROLE,
     ids::{AgentId, FrameworkId, OfferId},
     inventory::Agent,
-    ledger::Held,
+    ledger::{Held, Slice},
     offers::Offer,
     timers::Timer,
 };
 
+/// Measures how long the allocator takes; the core itself has no clock.
+pub trait Stopwatch: Send {
+    /// Does the work, once, and notes how long it took.
+    fn time(&mut self, work: &mut dyn FnMut());
+}
+
+/// Does the work and notes nothing.
+pub(super) struct NoStopwatch;
+
+impl Stopwatch for NoStopwatch {
+    fn time(&mut self, work: &mut dyn FnMut()) {
+        work();
+    }
+}
+
 impl Core {
     pub(super) fn make_offers(&mut self) {
-        if self.to_offer.is_empty() {
+        self.tell_allocator();
+        if self.allocator.is_settled() {
             return;
         }
-        let agents = std::mem::take(&mut self.to_offer);
-        let supply: Vec<_> = agents.iter().filter_map(|agent| self.supply(agent)).collect();
-        if supply.is_empty() {
-            return;
-        }
-        let allocations = self.allocate(&supply);
+        let (allocator, now) = (&mut self.allocator, self.now);
+        let mut allocations = Vec::new();
+        self.stopwatch.time(&mut || allocations = allocator.allocate(now));
         let mut sent = BTreeMap::<FrameworkId, Vec<v1::Offer>>::new();
+        let mut not_made = Vec::new();
         for allocation in allocations {
-            if let Some((framework, offer)) = self.make_offer(allocation) {
-                sent.entry(framework).or_default().push(offer);
+            match self.make_offer(&allocation) {
+                Some((framework, offer)) => sent.entry(framework).or_default().push(offer),
+                None => not_made.push(allocation),
             }
+        }
+        // The allocator has counted these offers itself.
+        drop(self.ledger.take_changed());
+        for allocation in not_made {
+            self.came_or_went.extend(self.numbers.agents.name(allocation.agent).cloned());
+            let framework = self.numbers.frameworks.name(allocation.framework);
+            framework.into_iter().for_each(|id| self.frameworks.note_change(id));
         }
         for (framework, offers) in sent {
             for offers in in_messages(offers) {
@@ -39,52 +62,72 @@ impl Core {
         }
     }
 
-    fn supply(&self, agent: &AgentId) -> Option<Supply> {
-        self.inventory.session_of(agent)?;
-        let free = self.ledger.book(agent)?.parts().free;
-        let supply =
-            Supply { agent: agent.clone(), pool: free.pool, revocable_cpu_milli: free.revocable_cpu_milli };
-        let lent = Resources { cpu_milli: supply.revocable_cpu_milli, ..Resources::default() };
-        let any = worth_offering(ResourceClass::Guaranteed, &supply.pool)
-            || worth_offering(ResourceClass::Revocable, &lent);
-        any.then_some(supply)
+    /// Passes on to the allocator what has changed since it was last told.
+    fn tell_allocator(&mut self) {
+        let mut changed = self.ledger.take_changed();
+        changed.agents.append(&mut self.came_or_went);
+        changed.frameworks.append(&mut self.frameworks.take_changed());
+        for agent in &changed.agents {
+            self.tell_of_agent(agent);
+        }
+        for framework in &changed.frameworks {
+            self.tell_of_framework(framework);
+        }
     }
 
-    fn allocate(&mut self, supply: &[Supply]) -> Vec<Allocation> {
-        let now = self.now;
-        let connected = self.frameworks.iter().filter(|(_, f)| f.session().is_some());
-        let demand: Vec<_> = connected
-            .map(|(id, framework)| {
-                let minimum = framework.minimum();
-                Demand {
-                    framework: id.clone(),
-                    held: self.ledger.held_by(id),
-                    last_offered: framework.last_offered,
-                    takes: Box::new(move |agent, class, resources| {
-                        framework.wants(class)
-                            && worth_offering(class, resources)
-                            && resources.contains(&minimum)
-                            && !framework.refuses(agent, class, resources, now)
-                    }),
-                }
-            })
-            .collect();
-        self.allocator.allocate(self.ledger.capacity(), supply, &demand)
+    fn tell_of_agent(&mut self, agent: &AgentId) {
+        let Some(book) = self.ledger.book(agent) else {
+            if let Some(number) = self.numbers.agents.remove(agent) {
+                self.allocator.remove_agent(number);
+            }
+            return;
+        };
+        let parts = book.parts();
+        let connected = self.inventory.session_of(agent).is_some();
+        let free = if connected { pot(&parts.free) } else { Pot::default() };
+        let allocator = &mut self.allocator;
+        let number = self.numbers.agents.get_or_add(agent, || allocator.add_agent());
+        self.allocator.set_agent(number, &parts.capacity.amounts(), free);
+    }
+
+    /// A framework that the core has forgotten counts as long as a task of it holds something.
+    fn tell_of_framework(&mut self, id: &FrameworkId) {
+        let held = self.ledger.held_by(id);
+        let known = self.frameworks.get(id);
+        if known.is_none() && held.is_empty() {
+            if let Some(number) = self.numbers.frameworks.remove(id) {
+                self.allocator.remove_framework(number);
+            }
+            return;
+        }
+        let role = known.map_or(DEFAULT_ROLE, |framework| &framework.info.role);
+        let wants = known.map(|framework| framework.wants()).unwrap_or_default();
+        let moved = self.numbers.frameworks.get(id).filter(|&n| self.allocator.role_of(n) != Some(role));
+        if let Some(number) = moved {
+            self.numbers.frameworks.remove(id);
+            self.allocator.remove_framework(number);
+        }
+        let allocator = &mut self.allocator;
+        let number = self.numbers.frameworks.get_or_add(id, || allocator.add_framework(role, wants.clone()));
+        allocator.set_wants(number, wants);
+        allocator.set_held(number, &held);
+        allocator.set_connected(number, known.is_some_and(|framework| framework.session().is_some()));
     }
 
     /// Writes one offer down. An allocation that is not free, or not to anybody who listens, is passed over:
     /// the ledger's word counts, whatever an allocator says.
-    fn make_offer(&mut self, allocation: Allocation) -> Option<(FrameworkId, v1::Offer)> {
-        let Allocation { framework, agent, class, resources } = allocation;
-        let free = self.ledger.book(&agent)?.parts().free;
-        let available = free.of_class(class);
+    fn make_offer(&mut self, allocation: &Allocation) -> Option<(FrameworkId, v1::Offer)> {
+        let framework = self.numbers.frameworks.name(allocation.framework)?.clone();
+        let agent = self.numbers.agents.name(allocation.agent)?.clone();
+        let class = allocation.class;
+        let resources = allocation.pot.amounts.to_resources(class, &allocation.pot.ports);
+        let available = self.ledger.book(&agent)?.parts().free.of_class(class);
         let known = self.inventory.get(&agent)?;
-        let to = self.frameworks.get_mut(&framework).filter(|f| f.session().is_some())?;
+        self.frameworks.get(&framework).filter(|f| f.session().is_some())?;
         if !available.contains(&resources) {
             return None;
         }
         self.offers_made += 1;
-        to.last_offered = self.offers_made;
         let offer = Offer {
             id: OfferId::from(format!("{}-offer-{}", self.run_id, self.offers_made).as_str()),
             number: self.offers_made,
@@ -109,27 +152,40 @@ impl Core {
         };
         let why = format!("not answered within {} ms", self.settings.offer_timeout_ms);
         self.rescind(vec![id.clone()], &why);
-        self.refuse(&offer.framework, &offer.agent, offer.class, offer.resources, self.settings.refuse_ms);
+        self.refuse(&offer.framework, &offer.agent, offer.class, self.settings.refuse_ms);
     }
 
-    /// Keeps this much of the agent from the framework for a while; not at all where `refuse_ms` is 0.
+    /// Keeps the agent from the framework for a while, as long as no more of it is idle than now. Where `refuse_ms`
+    /// is 0, only those who have not seen the agent come first.
     pub(super) fn refuse(
         &mut self,
         framework: &FrameworkId,
         agent: &AgentId,
         class: ResourceClass,
-        resources: Resources,
         refuse_ms: u64,
     ) {
+        let numbers = (self.numbers.frameworks.get(framework), self.numbers.agents.get(agent));
+        let (Some(framework), Some(number)) = numbers else { return };
+        let Some(book) = self.ledger.book(agent) else { return };
+        let parts = book.parts();
         let until = self.now.after_ms(refuse_ms);
-        if refuse_ms == 0 {
-            return;
-        }
-        if let Some(framework) = self.frameworks.get_mut(framework) {
-            framework.refuse(agent, class, resources, until);
+        self.allocator.refuse(framework, number, class, pot(&parts.free.plus(&parts.offered)), until);
+        if refuse_ms > 0 {
             self.timers.set(until, Timer::RefusalOver(agent.clone()));
         }
     }
+
+    /// The framework wants everything again that it refused.
+    pub(super) fn forget_refusals(&mut self, framework: &FrameworkId) {
+        if let Some(number) = self.numbers.frameworks.get(framework) {
+            self.allocator.revive(number);
+        }
+    }
+}
+
+fn pot(slice: &Slice) -> Pot {
+    // Ranges that no machine has were refused when the report came in.
+    Pot::new(slice.amounts(), Arc::new(slice.pool.port_set().unwrap_or_default()))
 }
 
 /// Larger messages are refused by gRPC's usual clients at 4 MiB.

@@ -183,7 +183,6 @@ impl Core {
         let held =
             Held { framework: key.framework.clone(), class, resources: grant.resources.unwrap_or_default() };
         self.ledger.grant(&agent, key.clone(), held);
-        self.to_offer.insert(agent);
         self.counters.tasks_resized += u64::from(refusal.is_empty());
         self.answer_resize(key, refusal);
     }

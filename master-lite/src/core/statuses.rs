@@ -41,7 +41,6 @@ impl Core {
         if is_terminal(status.state()) {
             self.tasks.forget_disowned(agent, key);
             self.ledger.release_grant(agent, key);
-            self.to_offer.insert(agent.clone());
         }
     }
 
@@ -78,7 +77,6 @@ impl Core {
         self.counters.ended(state);
         self.end_resize(key);
         self.ledger.release_grant(agent, key);
-        self.to_offer.insert(agent.clone());
     }
 
     pub(super) fn acknowledge(&mut self, framework: &FrameworkId, call: &AcknowledgeStatus) {

@@ -192,3 +192,28 @@ fn nobody_is_waited_for_longer_than_a_year() {
     world.step(Event::Tick);
     assert!(world.core.list_frameworks().is_empty());
 }
+
+#[test]
+fn a_role_of_the_wrong_form_is_refused_with_the_form() {
+    for role in ["a//b", "/", "..", "a b", "a/b/c/d/e/f/g/h/i"] {
+        let mut world = World::new();
+        let session = world.subscribe(FrameworkInfo { role: role.into(), ..FrameworkInfo::default() });
+        let closings = world.closings(session);
+        assert!(
+            matches!(&closings[..], [Closing::Invalid(why)] if why.contains(&format!("{role:?}")) && why.contains("part")),
+            "{closings:?}"
+        );
+    }
+}
+
+#[test]
+fn a_framework_may_come_back_in_another_role() {
+    let (mut world, _agent, _) = World::with_a_task(0);
+    let info =
+        FrameworkInfo { framework_id: "f".into(), role: "team/web".into(), ..FrameworkInfo::default() };
+    let framework = world.subscribe(info);
+    let number = world.core.numbers.frameworks.get(&"f".into()).unwrap();
+    assert_eq!(world.core.allocator.role_of(number), Some("team/web"));
+    assert_eq!(world.core.allocator.held_by(number), Some(&world.core.ledger.held_by(&"f".into())));
+    assert_eq!(got(&world.one_offer(framework)), resources(3_000, 3 * GB));
+}

@@ -17,7 +17,7 @@ use bulkhead_proto::v1::{
 
 use self::listing::all_ids;
 use super::*;
-use crate::{allocator::Fair, ids::TaskKey};
+use crate::{allocator::Drf, ids::TaskKey};
 
 const GB: u64 = 1 << 30;
 const START_MS: u64 = 1_000_000;
@@ -44,7 +44,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let core = Core::new(settings(), "run", Box::new(Fair));
+        let core = Core::new(settings(), "run", Allocator::new(Box::new(Drf), &[]));
         Self { core, now: UnixMs(START_MS), sessions: 0, effects: Vec::new() }
     }
 

@@ -396,3 +396,43 @@ fn an_offer_says_what_its_agent_measured_last() {
     assert_eq!(offer.numa, [node]);
     assert_eq!((offer.pressure, offer.runqueue_p99_usec), (pressure, Some(2048)));
 }
+
+/// The other worked example of the papers.
+#[test]
+fn one_framework_takes_two_tasks_and_the_rest_of_the_agent_goes_to_others() {
+    let mut world = World::new();
+    let agent = world.agent("a", resources(8_000, 32 * GB));
+    let first = world.framework("first");
+    let [second, third] = ["second", "third"].map(|name| world.framework(name));
+    let offer = world.one_offer(first);
+    world.accept(first, &[&offer], vec![task("t1", 2_000, 8 * GB), task("t2", 2_000, 8 * GB)]);
+    assert_eq!(world.launches(agent).len(), 2);
+    let rest = [second, third].map(|other| got(&world.one_offer(other)));
+    assert_eq!(rest[0].plus(&rest[1]), resources(4_000, 16 * GB));
+    assert!(rest.iter().all(|r| r.cpu_milli >= 1_000) && world.offers(first).is_empty(), "{rest:?}");
+}
+
+#[test]
+fn an_agent_that_several_wait_for_is_divided() {
+    let mut world = World::new();
+    let frameworks = ["f", "g"].map(|name| world.framework(name));
+    world.agent("a", Resources { ports: ports(1, 10), ..resources(4_000, 4 * GB) });
+    let [f, g] = frameworks.map(|framework| got(&world.one_offer(framework)));
+    assert_eq!(f, Resources { ports: ports(1, 5), ..resources(2_000, 2 * GB) });
+    assert_eq!(g, Resources { ports: ports(6, 10), ..resources(2_000, 2 * GB) });
+}
+
+#[test]
+fn a_guarantee_of_a_role_waits_for_its_framework() {
+    let mut world = World::new();
+    let mut guarantee = crate::allocator::Bundle::default();
+    guarantee.0[crate::allocator::CPU] = 3_000;
+    let settings = crate::allocator::RoleSettings { guarantee, ..Default::default() };
+    world.core.allocator.set_role("promised", settings);
+    world.agent("a", resources(4_000, 4 * GB));
+    let greedy = world.framework("greedy");
+    assert_eq!(got(&world.one_offer(greedy)), resources(1_000, 4 * GB));
+    let promised = FrameworkInfo { role: "promised/below".into(), ..FrameworkInfo::default() };
+    let promised = world.subscribe(promised);
+    assert_eq!(got(&world.one_offer(promised)), resources(3_000, 0));
+}

@@ -12,7 +12,11 @@ use bulkhead_proto::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::{ids::RequestId, tasks::is_terminal};
+use crate::{
+    allocator::{Bundle, Totals},
+    ids::RequestId,
+    tasks::is_terminal,
+};
 
 const SESSIONS: u64 = 12;
 
@@ -211,7 +215,7 @@ struct Life {
 
 impl Life {
     fn new() -> Self {
-        Self { core: Core::new(settings(), "run", Box::new(Fair)), now: UnixMs(START_MS) }
+        Self { core: Core::new(settings(), "run", Allocator::new(Box::new(Drf), &[])), now: UnixMs(START_MS) }
     }
 
     fn act(&mut self, act: Act) -> Vec<Effect> {
@@ -356,7 +360,7 @@ fn check(core: &Core) {
     for offer in core.offers.iter() {
         let owner = core.frameworks.get(&offer.framework).unwrap();
         assert!(owner.session().is_some(), "offered to nobody: {offer:?}");
-        assert!(owner.wants(offer.class) && !offer.resources.is_empty(), "{offer:?}");
+        assert!(owner.info.classes.contains(&offer.class.into()) && !offer.resources.is_empty(), "{offer:?}");
     }
     for (key, record) in core.tasks.iter() {
         assert!(core.frameworks.get(&key.framework).is_some(), "{key} has no framework");
@@ -365,17 +369,26 @@ fn check(core: &Core) {
     }
 }
 
-/// What each framework holds, counted once more.
+/// What each framework holds, counted once more, and that the allocator counts the same.
 fn check_fairness_sums(core: &Core) {
-    let mut held = BTreeMap::<FrameworkId, (u128, u128)>::new();
+    let mut held = BTreeMap::<FrameworkId, Totals>::new();
     for holding in core.ledger.books().flat_map(|(_, b)| b.holdings()) {
         let sum = held.entry(holding.framework.clone()).or_default();
-        sum.0 += u128::from(holding.resources.cpu_milli);
-        sum.1 += u128::from(holding.resources.mem_bytes);
+        sum.add(&Bundle::of(holding.class, &holding.resources));
     }
-    for (framework, (cpu, mem)) in held {
-        let totals = core.ledger.held_by(&framework);
-        assert_eq!((totals.cpu_milli, totals.mem_bytes), (cpu, mem), "{framework}");
+    for (framework, held) in &held {
+        assert_eq!(core.ledger.held_by(framework), *held, "{framework}");
+    }
+    for framework in core.frameworks.iter().map(|(id, _)| id).chain(held.keys()) {
+        let number = core.numbers.frameworks.get(framework).unwrap();
+        assert_eq!(core.allocator.held_by(number), Some(&core.ledger.held_by(framework)), "{framework}");
+    }
+    for (agent, book) in core.ledger.books() {
+        let number = core.numbers.agents.get(agent).unwrap();
+        let free = book.parts().free;
+        let free =
+            if core.inventory.session_of(agent).is_some() { free.amounts() } else { Bundle::default() };
+        assert_eq!(core.allocator.free_of(number).unwrap().amounts, free, "{agent}");
     }
 }
 

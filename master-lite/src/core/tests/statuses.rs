@@ -228,7 +228,8 @@ fn who_acknowledges_nothing_gets_no_more() {
 
 #[test]
 fn history_is_bounded_and_forgets_the_oldest() {
-    let mut core = Core::new(Settings { history: 2, ..settings() }, "run", Box::new(Fair));
+    let mut core =
+        Core::new(Settings { history: 2, ..settings() }, "run", Allocator::new(Box::new(Drf), &[]));
     let session = SessionId(1);
     let info = FrameworkInfo { framework_id: "f".into(), ..FrameworkInfo::default() };
     core.step(Event::Subscribe { session, framework: info }, UnixMs(1));
