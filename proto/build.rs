@@ -3,10 +3,10 @@
 use std::error::Error;
 
 const INCLUDE: &str = "proto";
-const FILES: [&str; 5] = ["types", "link", "scheduler", "operator", "agent"];
+const FILES: [&str; 6] = ["types", "provenance", "link", "scheduler", "operator", "agent"];
 
 /// Fields that hold an enum, and its type: JSON shows the name instead of the number.
-const ENUM_FIELDS: [(&str, &str); 14] = [
+const ENUM_FIELDS: [(&str, &str); 16] = [
     ("Grant.class", "ResourceClass"),
     ("Offer.class", "ResourceClass"),
     ("TaskStatus.state", "TaskState"),
@@ -21,6 +21,8 @@ const ENUM_FIELDS: [(&str, &str); 14] = [
     ("NetRule.direction", "NetDirection"),
     ("NetRule.peer", "NetPeer"),
     ("NetRule.protocol", "Protocol"),
+    ("KindOrigin.reserve_for", "HeldBackFor"),
+    ("LendingOrigin.nothing_lent", "NothingLent"),
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

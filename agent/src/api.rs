@@ -5,8 +5,8 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use axum::{Router, http::StatusCode, routing::get, serve::ListenerExt as _};
 use bulkhead_proto::v1::{
-    self, GetInfoRequest, GetInfoResponse, ListLocalTasksRequest, ListLocalTasksResponse, ReadLogRequest,
-    WatchEventsRequest, agent_server,
+    self, ExplainRequest, ExplainResponse, GetInfoRequest, GetInfoResponse, ListLocalTasksRequest,
+    ListLocalTasksResponse, ReadLogRequest, WatchEventsRequest, agent_server,
 };
 use futures::{Stream, StreamExt as _, stream};
 use tokio::{
@@ -145,6 +145,10 @@ impl agent_server::Agent for AgentApi {
 
     async fn get_info(&self, _: Request<GetInfoRequest>) -> Answer<GetInfoResponse> {
         Ok(Response::new(self.ask(Message::Info).await?))
+    }
+
+    async fn explain(&self, _: Request<ExplainRequest>) -> Answer<ExplainResponse> {
+        Ok(Response::new(self.ask(Message::Explain).await?))
     }
 
     async fn list_local_tasks(&self, _: Request<ListLocalTasksRequest>) -> Answer<ListLocalTasksResponse> {

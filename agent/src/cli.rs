@@ -1,6 +1,7 @@
 //! The command line: flags and environment on top of the file, and the subcommands.
 
 mod calibrate;
+mod explain;
 mod locality;
 
 use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode};
@@ -36,6 +37,7 @@ Examples:
   bulkhead-agent probe            what this kernel can enforce
   bulkhead-agent calibrate-disk /var/lib/bulkhead     what the disk can do, so that it is offered
   bulkhead-agent locality --locality-root /data /data/logs     what it costs to read that from here
+  bulkhead-agent explain          why the running agent offers what it does
   bulkhead-agent cleanup          end all tasks and take everything out of the kernel
 
 Exit status: 0 after SIGTERM or SIGINT, 1 when the agent could not start or go on, 2 for a wrong command line.";
@@ -81,6 +83,11 @@ enum Command {
     /// --locality-root, or the roots of the configuration, is looked at.
     #[command(after_help = LOCALITY_EXAMPLES)]
     Locality(locality::Locality),
+    /// Say where each number of what the agent on this node offers comes from
+    ///
+    /// Asks the agent that runs with these settings, by the socket in its work directory: what it has, what is granted,
+    /// what it keeps back and for whom, what it lends and which prediction that rests on.
+    Explain(explain::Explain),
     /// End all tasks of the agent with these settings, and remove its cgroups and BPF programs
     ///
     /// For uninstalling, and after a crash that nobody will follow up. Sandboxes and the journal stay.
@@ -284,6 +291,9 @@ impl Cli {
             Some(Command::CalibrateDisk(args)) => calibrate::run(&args, &self.settings.resolve()?),
             Some(Command::Locality(args)) => {
                 runtime()?.block_on(locality::run(&args, &self.settings.resolve()?))
+            }
+            Some(Command::Explain(args)) => {
+                runtime()?.block_on(explain::run(&args, &self.settings.resolve()?))
             }
             Some(Command::Cleanup) => {
                 runtime()?.block_on(node::cleanup(&self.settings.resolve()?))?;

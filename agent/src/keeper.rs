@@ -26,7 +26,7 @@ use crate::{
     launch::{LaunchError, Launcher, Running, plan::Defaults},
     measure::locality::Names,
     metrics::Metrics,
-    offer::{Ledger, Reporter, ledger::TaskKey, report::Strain},
+    offer::{Ledger, Observation, Reporter, Seen, ledger::TaskKey, report::Strain},
     task::{End, KillRequest, Table},
     unix_time_ms,
 };
@@ -40,7 +40,6 @@ mod resizing;
 mod staging;
 
 pub use recovery::RecoverError;
-pub use reporting::Observation;
 
 /// Messages that may wait for the keeper; senders wait beyond it.
 const INBOX: usize = 1024;
@@ -83,6 +82,8 @@ pub enum Message {
     DataAccess(Vec<v1::DataAccess>),
     /// The local API asks for the node's state.
     Info(oneshot::Sender<v1::GetInfoResponse>),
+    /// The local API asks where the numbers of the report come from.
+    Explain(oneshot::Sender<v1::ExplainResponse>),
     /// The local API asks for the tasks.
     List(oneshot::Sender<Vec<Listed>>),
     /// The local API asks where a task's output is.
@@ -171,6 +172,8 @@ pub struct Parts {
     pub agent: v1::AgentInfo,
     /// What the node has.
     pub ledger: Ledger,
+    /// Who predicts the peaks of guaranteed tasks.
+    pub predictor: &'static str,
     /// When to report.
     pub reporter: Reporter,
     /// How tasks are started.
@@ -219,8 +222,8 @@ pub struct Keeper {
     data_access: BTreeMap<String, v1::DataAccess>,
     /// How busy the node was when it was measured last.
     strain: Strain,
-    /// What its memory nodes had free then.
-    numa: Vec<v1::NumaNode>,
+    /// And what was measured, when.
+    seen: Option<(Seen, Instant)>,
 }
 
 /// How often the clock is looked at: repetitions and reports are late by this at most.
@@ -250,7 +253,7 @@ impl Keeper {
                 reported: None,
                 data_access: BTreeMap::new(),
                 strain: Strain::default(),
-                numa: Vec::new(),
+                seen: None,
             },
             sender,
         )
@@ -307,7 +310,7 @@ impl Keeper {
             Message::Resize(resize) => self.resize(resize),
             Message::Resized(done) => self.resized(*done),
             Message::Acknowledge(ack) => self.acknowledge(&ack),
-            Message::Observed(observation) => self.observe(&observation),
+            Message::Observed(observation) => self.observe(observation),
             Message::SendReport => self.send_report(),
             Message::WatchDataSets(watch) => self.watch_data_sets(watch),
             Message::DataAccess(news) => self.note_data_access(news),
@@ -319,6 +322,7 @@ impl Keeper {
             Message::JournalTried(works) => self.journal_tried(works),
             // Whoever asked may have gone away meanwhile.
             Message::Info(reply) => drop(reply.send(self.info())),
+            Message::Explain(reply) => drop(reply.send(self.explain())),
             Message::List(reply) => drop(reply.send(self.list())),
             Message::Locate(key, reply) => drop(reply.send(self.locate(&key))),
         }

@@ -117,6 +117,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     let (mut keeper, messages) = Keeper::new(Parts {
         revocable: Arc::clone(&revocable),
         ledger,
+        predictor: config.estimate.predictor().name(),
         reporter: Reporter::new(enforced, config.report.steps()?, settings::report_pace(&config)),
         agent,
         launcher,

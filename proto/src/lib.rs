@@ -2,7 +2,8 @@
 //!
 //! The messages are documented in `proto/bulkhead/v1/*.proto`; this crate holds the code generated
 //! from them, and the rules that every side keeps: [`Resources`](v1::Resources) arithmetic in [`resources`], what an
-//! id is in [`ids`], how rates are written in [`rate`].
+//! id is in [`ids`], how amounts and rates are written in [`amount`] and [`rate`], and in which words an agent's
+//! [`Provenance`](v1::Provenance) is told in [`explain`].
 
 /// The messages and services of `bulkhead.v1`.
 #[allow(
@@ -22,7 +23,9 @@ pub mod v1 {
 /// the master lists. Ten thousand tasks of a few kilobytes each.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
+pub mod amount;
 pub mod data_sets;
+pub mod explain;
 pub mod ids;
 mod json;
 mod ports;

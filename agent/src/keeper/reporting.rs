@@ -5,50 +5,14 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use bulkhead_proto::{
-    resources::PortSet,
-    v1::{self, Resources},
-};
+use bulkhead_proto::v1;
 use tokio::sync::{oneshot, watch};
 
 use super::{Keeper, Listed, Located};
 use crate::{
-    estimate::lendable_cpu_milli,
     launch::sandbox::{self, Sandbox},
-    measure::{network::NetUse, pressure::Pressure},
-    offer::{ledger::TaskKey, report::Strain},
+    offer::{Observation, Seen, ledger::TaskKey, provenance, report::Strain},
 };
-
-/// What the sampler found: peaks over its window.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Observation {
-    /// CPU of everything that is not a task.
-    pub strangers_cpu_milli: u64,
-    /// Memory of everything that is not a task.
-    pub strangers_mem_bytes: u64,
-    /// Disk that is in use and no running task's.
-    pub strangers_disk_bytes: u64,
-    /// What goes over the link and is no task's.
-    pub strangers_net: NetUse,
-    /// The link's speed now, 0 where there is none.
-    pub link_bits_per_sec: u64,
-    /// CPU of guaranteed tasks, at its peak of the last while or the predicted one of the next hour, whichever is larger;
-    /// `None` while it was not watched for long enough to lend any.
-    pub guaranteed_cpu_milli: Option<u64>,
-    /// The predicted peak of guaranteed tasks; `None` in the first minutes.
-    pub predicted_cpu_milli: Option<u64>,
-    /// The same of their memory.
-    pub predicted_mem_bytes: Option<u64>,
-    /// Ports that the node offers and some socket on the host holds, tasks' included.
-    pub ports_in_use: PortSet,
-    /// What the machine stands still for.
-    pub pressure: Pressure,
-    /// What 99 of 100 waits of guaranteed tasks for a CPU took at most, to a factor of two; `None` where that is not
-    /// counted, or there were too few.
-    pub runqueue_p99_usec: Option<u64>,
-    /// What each memory node has, and what is free of it.
-    pub numa: Vec<v1::NumaNode>,
-}
 
 impl Keeper {
     pub(super) fn register(&mut self, reply: oneshot::Sender<v1::Register>) {
@@ -72,39 +36,21 @@ impl Keeper {
 
     /// The books, and how busy the node is.
     pub(super) fn report(&self) -> v1::ResourceReport {
-        let books = v1::ResourceReport { numa: self.numa.clone(), ..self.parts.ledger.report() };
-        self.strain.tell(books)
+        let report = self.strain.tell(self.parts.ledger.report());
+        match &self.seen {
+            Some((seen, _)) => seen.tell(&self.parts.ledger, report),
+            None => report,
+        }
     }
 
-    pub(super) fn observe(&mut self, seen: &Observation) {
+    pub(super) fn observe(&mut self, seen: Observation) {
         self.strain = Strain { pressure: seen.pressure.mean, runqueue_p99_usec: seen.runqueue_p99_usec };
-        self.numa.clone_from(&seen.numa);
-        let ledger = &mut self.parts.ledger;
-        let ports = seen.ports_in_use.difference(&ledger.granted_ports());
-        let strangers = Resources {
-            cpu_milli: seen.strangers_cpu_milli,
-            mem_bytes: seen.strangers_mem_bytes,
-            ports: ports.to_ranges(),
-            // Their files stay, so what is kept free comes on top of them.
-            disk_bytes: seen.strangers_disk_bytes.saturating_add(ledger.floor().disk_bytes),
-            // Of a link that has become slower, or is gone, nobody can have the rest.
-            net_egress_bits_per_sec: seen
-                .strangers_net
-                .sent_bits_per_sec
-                .max(ledger.capacity().net_egress_bits_per_sec.saturating_sub(seen.link_bits_per_sec)),
-            net_ingress_bits_per_sec: seen
-                .strangers_net
-                .received_bits_per_sec
-                .max(ledger.capacity().net_ingress_bits_per_sec.saturating_sub(seen.link_bits_per_sec)),
-            ..Resources::default()
-        }
-        .at_most(ledger.capacity());
-        // What a task leaves of cores of its own, nobody else can use.
-        let capacity = ledger.capacity().cpu_milli.saturating_sub(ledger.exclusive_cpu_milli());
-        let lend = |peak| lendable_cpu_milli(capacity, seen.strangers_cpu_milli, peak);
-        let revocable = seen.guaranteed_cpu_milli.map_or(0, lend);
-        ledger.observe(strangers, revocable);
-        if let Some(cap) = seen.guaranteed_cpu_milli.and_then(|_| self.revocable_cap.next(revocable)) {
+        let seen = Seen::new(seen, &self.parts.ledger);
+        let lendable_milli = seen.lending.lendable_milli;
+        self.parts.ledger.observe(seen.strangers(&self.parts.ledger), lendable_milli);
+        let watched = seen.observation.watched;
+        self.seen = Some((seen, Instant::now()));
+        if let Some(cap) = watched.then(|| self.revocable_cap.next(lendable_milli)).flatten() {
             self.lend(cap);
         }
     }
@@ -146,6 +92,16 @@ impl Keeper {
             report: Some(report),
             connected_to_master: self.outbox.as_ref().is_some_and(|o| !o.is_closed()),
         }
+    }
+
+    /// Where each number of the report comes from.
+    pub(super) fn explain(&self) -> v1::ExplainResponse {
+        let seen = self.seen.as_ref();
+        let mut provenance = provenance(&self.parts.ledger, seen.map(|(seen, _)| seen), self.parts.predictor);
+        provenance.enforced = Some(*self.parts.reporter.enforced());
+        let age_ms = |at: &Instant| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        provenance.measured_ms_ago = seen.map(|(_, at)| age_ms(at));
+        v1::ExplainResponse { agent: Some(self.parts.agent.clone()), provenance: Some(provenance) }
     }
 
     pub(super) fn list(&self) -> Vec<Listed> {

@@ -24,10 +24,11 @@ use super::{
 use crate::{
     estimate::WindowPeak,
     isolate::{cores::Cores, disk_space::DiskSpace},
-    keeper::{Message, Observation, Sender},
+    keeper::{Message, Sender},
     kernel::{bpf::RunqueueCounts, cpu_clock},
     launch::blocking,
     metrics::SamplerMetrics,
+    offer::Observation,
 };
 
 /// How long a peak counts. Strangers that worked half a minute ago may do so again at any moment.
@@ -224,12 +225,8 @@ fn observe(sampling: &mut Sampling, peaks: &mut Peaks, now: Instant) -> Result<O
     Ok(Observation {
         strangers_cpu_milli: strangers(&peaks.strangers_cpu, CPU_STEP_MILLI),
         strangers_mem_bytes: strangers(&peaks.strangers_mem, MEM_STEP_BYTES),
-        // A burst is over the prediction for as long as it counts.
-        guaranteed_cpu_milli: peaks
-            .guaranteed_cpu
-            .peak()
-            .filter(|_| watched)
-            .map(|peak| peak.max(sampling.predictions.cpu_milli().unwrap_or(0))),
+        guaranteed_peak_cpu_milli: peaks.guaranteed_cpu.peak(),
+        watched,
         predicted_cpu_milli: sampling.predictions.cpu_milli(),
         predicted_mem_bytes: sampling.predictions.mem_bytes(),
         ports_in_use: ports::in_use(&sampling.ports)?,

@@ -47,6 +47,7 @@ pub enum Refusal {
 /// What one task holds.
 #[derive(Clone, Debug, PartialEq)]
 struct Held {
+    class: Class,
     /// Out of the pool that offers are made from: CPU only where it is guaranteed.
     pool: Resources,
     /// CPU that was lent.
@@ -63,7 +64,7 @@ impl Held {
             Class::Guaranteed => (0, all),
             Class::Revocable => (all.cpu_milli, Resources { cpu_milli: 0, ..all }),
         };
-        Self { pool, revocable_cpu_milli, exclusive_cpu_milli }
+        Self { class: grant.class, pool, revocable_cpu_milli, exclusive_cpu_milli }
     }
 }
 
@@ -136,6 +137,7 @@ impl Ledger {
         self.check_room(&amounts(grant).saturating_sub(&now), grant.class)?;
         let wanted = Held::of(grant);
         let both = Held {
+            class: held.class,
             pool: held.pool.at_least(&wanted.pool),
             revocable_cpu_milli: held.revocable_cpu_milli.max(wanted.revocable_cpu_milli),
             exclusive_cpu_milli: held.exclusive_cpu_milli.max(wanted.exclusive_cpu_milli),
@@ -224,6 +226,21 @@ impl Ledger {
     /// What is never granted, whatever is measured.
     pub fn floor(&self) -> &Resources {
         &self.floor
+    }
+
+    /// What is held back for strangers, as far as that is more than the floor.
+    pub fn strangers(&self) -> &Resources {
+        &self.strangers
+    }
+
+    /// Is everything held back that is not granted?
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// How many tasks of this class hold a grant.
+    pub fn tasks(&self, class: Class) -> u64 {
+        self.held.values().filter(|held| held.class == class).count() as u64
     }
 
     /// What the node has in all.

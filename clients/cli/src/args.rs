@@ -42,6 +42,7 @@ Cluster:
   agents      List agents with what each has, holds and may offer
   offers      List offers that frameworks hold now
   frameworks  List frameworks
+  explain     Say where each number of an offer comes from
 
   help        Explain a command
 
@@ -178,6 +179,17 @@ Examples:
     /// List frameworks
     #[command(after_help = LIST_JSON)]
     Frameworks,
+    /// Say where each number of an offer comes from
+    ///
+    /// Asks the agent itself: what it has, what is granted, what it keeps back and for whom, what it lends and which
+    /// prediction that rests on, as of this moment.
+    #[command(after_long_help = "\
+Examples:
+  bulkhead explain --agent node7.example
+  bulkhead --json explain --agent 3f2a | jq '.provenance.revocable_cpu'
+
+With --json: one document, the agent's answer; fields carry their unit.")]
+    Explain(ExplainArgs),
     /// Show what the kernel refused or ended
     ///
     /// Asks every agent and merges the answers by time. An agent that does not answer is named on standard
@@ -311,6 +323,13 @@ pub(crate) struct ResizeArgs {
     /// Id, the start of one, or name
     #[arg(value_name = "TASK")]
     pub(crate) task: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// The agent: its id, the start of one, or its host name
+    #[arg(long, value_name = "ID|HOSTNAME")]
+    pub(crate) agent: String,
 }
 
 #[derive(Debug, Args)]

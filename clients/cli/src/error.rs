@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::task_ref::TaskRefError;
+use crate::{agent_ref::AgentRefError, task_ref::TaskRefError};
 
 /// Exit status of a command that could not do what was asked.
 pub(crate) const FAILED: u8 = 1;
@@ -30,6 +30,8 @@ pub(crate) enum CliError {
     AgentUnknown { task_id: String, agent_id: String },
     #[error("the output of task {task_id} could not be read to its end: {cause}")]
     OutputIncomplete { task_id: String, cause: String },
+    #[error(transparent)]
+    AgentRef(#[from] AgentRefError),
     #[error(transparent)]
     TaskRef(#[from] TaskRefError),
     #[error("{failed} of {asked} {noun} failed")]

@@ -2,16 +2,18 @@
 //!
 //! ```text
 //! args -> connect -> run                       a framework of one task; master and agent
-//!                 -> list, logs, kill, resize, events  questions and orders; master, agents
+//!                 -> list, logs, kill, resize, events, explain  questions and orders; master, agents
 //!                          -> table, log_sink -> screen
 //! ```
 
 #![forbid(unsafe_code)]
 
+mod agent_ref;
 mod args;
 mod connect;
 mod error;
 mod events;
+mod explain;
 mod kill;
 mod list;
 mod log_sink;
@@ -76,6 +78,7 @@ async fn dispatch(cli: &Cli, screen: Screen) -> Result<u8, CliError> {
         Command::Offers => list::offers(master, screen).await,
         Command::Agents => list::agents(master, screen).await,
         Command::Frameworks => list::frameworks(master, screen).await,
+        Command::Explain(args) => explain::explain(master, screen, args).await,
         Command::Events(args) => events::events(master, screen, args).await,
     }
     .map(|()| 0)

@@ -4,6 +4,7 @@
 
 use std::{fmt, time::Duration};
 
+pub(crate) use bulkhead_proto::amount::{cpu_number, size};
 use bulkhead_proto::{
     rate::bits_per_sec,
     resources::{PortSet, PortSetError},
@@ -120,30 +121,6 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, QuantityError> {
 pub(crate) fn cpus(milli: u64) -> String {
     let noun = if milli > 1000 { "CPUs" } else { "CPU" };
     format!("{} {noun}", cpu_number(milli))
-}
-
-/// `0.5`, `2`: for columns whose header names the unit.
-pub(crate) fn cpu_number(milli: u64) -> String {
-    let text = format!("{}.{:03}", milli / 1000, milli % 1000);
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
-/// `128 MiB`, `1.5 GiB`, `900 B`: one decimal at most, in powers of 1024.
-pub(crate) fn size(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
-    let mut unit = 0;
-    let mut scale: u128 = 1;
-    let wide = u128::from(bytes);
-    while unit + 1 < UNITS.len() && wide >= scale * 1024 {
-        scale *= 1024;
-        unit += 1;
-    }
-    let tenths = (wide * 10 + scale / 2) / scale;
-    let name = UNITS[unit];
-    match (tenths / 10, tenths % 10) {
-        (whole, 0) => format!("{whole} {name}"),
-        (whole, part) => format!("{whole}.{part} {name}"),
-    }
 }
 
 /// `2 CPUs, 1 GiB, ports 31000-31002`; kinds with nothing are left out.
@@ -266,10 +243,6 @@ mod tests {
         assert_eq!(cpus(1000), "1 CPU");
         assert_eq!(cpus(2000), "2 CPUs");
         assert_eq!(cpus(1234), "1.234 CPUs");
-        assert_eq!(size(128 << 20), "128 MiB");
-        assert_eq!(size(3 << 29), "1.5 GiB");
-        assert_eq!(size(900), "900 B");
-        assert_eq!(size(u64::MAX), "16384 PiB");
         let all = Resources {
             cpu_milli: 2000,
             mem_bytes: 1 << 30,

@@ -2,9 +2,12 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use bulkhead_proto::v1::{
-    AgentEntry, DataAccess, Event, EventKind, FrameworkEntry, NodePressure, Offer, Protocol, Resources, Task,
-    TaskState,
+use bulkhead_proto::{
+    explain::Line,
+    v1::{
+        AgentEntry, DataAccess, Event, EventKind, FrameworkEntry, NodePressure, Offer, Protocol, Resources,
+        Task, TaskState,
+    },
 };
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 
@@ -122,6 +125,13 @@ impl View {
             ]
         };
         self.table(&header, frameworks.iter().map(row))
+    }
+
+    /// Where the numbers of an agent come from, one line each.
+    pub(crate) fn explanation(&self, lines: &[Line]) -> String {
+        let row =
+            |l: &Line| vec![Cell::new(&l.what), Cell::new(l.part), Cell::new(&l.amount), Cell::new(&l.why)];
+        self.table(&["OF", "PART", "AMOUNT", "WHY"], lines.iter().map(row))
     }
 
     /// Events, oldest first.

@@ -226,5 +226,6 @@ pub(super) fn offer_message(
         runqueue_p99_usec: report.and_then(|report| report.runqueue_p99_usec),
         data_access,
         numa: report.map(|report| report.numa.clone()).unwrap_or_default(),
+        origin: report.and_then(|report| report.origin.clone()),
     }
 }

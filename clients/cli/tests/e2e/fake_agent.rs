@@ -3,8 +3,8 @@
 use std::{collections::VecDeque, pin::Pin};
 
 use bulkhead_proto::v1::{
-    Event, GetInfoRequest, GetInfoResponse, ListLocalTasksRequest, ListLocalTasksResponse, LogChunk,
-    LogStream, ReadLogRequest, WatchEventsRequest,
+    Event, ExplainRequest, ExplainResponse, GetInfoRequest, GetInfoResponse, ListLocalTasksRequest,
+    ListLocalTasksResponse, LogChunk, LogStream, Provenance, ReadLogRequest, WatchEventsRequest,
     agent_server::{Agent, AgentServer},
 };
 use tokio::{
@@ -32,6 +32,8 @@ pub(crate) struct State {
     /// What happens to the next log streams, in order, after so many chunks.
     pub(crate) cuts: VecDeque<Cut>,
     pub(crate) events: Vec<Event>,
+    /// None is an agent that does not know the call.
+    pub(crate) provenance: Option<Provenance>,
     /// What was asked.
     pub(crate) reads: Vec<ReadLogRequest>,
 }
@@ -87,6 +89,15 @@ impl Agent for AgentCalls {
 
     async fn get_info(&self, _: Request<GetInfoRequest>) -> Result<Response<GetInfoResponse>, Status> {
         Err(Status::unimplemented("not asked by the shell"))
+    }
+
+    async fn explain(&self, _: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        match self.0.borrow().provenance.clone() {
+            Some(provenance) => {
+                Ok(Response::new(ExplainResponse { agent: None, provenance: Some(provenance) }))
+            }
+            None => Err(Status::unimplemented("an older agent")),
+        }
     }
 
     async fn list_local_tasks(

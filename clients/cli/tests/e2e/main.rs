@@ -8,6 +8,7 @@
 )]
 
 mod events;
+mod explain;
 mod fake_agent;
 mod fake_master;
 mod kill;

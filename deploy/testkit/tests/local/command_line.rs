@@ -23,6 +23,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         ctrl_c_stops_the_task,
         a_detached_task_from_start_to_end,
         lists_as_json,
+        every_number_has_a_reason,
         a_task_that_is_not_there,
         a_master_that_is_not_there,
     ]
@@ -152,6 +153,46 @@ async fn lists_as_json() -> Result<()> {
         assert_eq!(shown.code, 0, "{list}: {}", shown.stderr);
     }
     framework.teardown().await
+}
+
+async fn every_number_has_a_reason() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let id = cluster.agent_info().await?.agent.context("an agent")?.agent_id;
+    let told = until("a measurement", || async {
+        let told = cluster.run_cli(&["--json", "explain", "--agent", &id]).await.and_then(|t| t.json());
+        let told = told.map_err(|e| Verdict::Never(format!("{e:#}")))?;
+        if told["provenance"]["measured_ms_ago"].is_u64() {
+            Ok(told)
+        } else {
+            Err(Verdict::NotYet(told.to_string()))
+        }
+    })
+    .await?;
+    let told = &told["provenance"];
+    for kind in told["kinds"].as_array().context("kinds")? {
+        let part = |name: &str| kind[name].as_u64().unwrap_or_default();
+        let left = part("capacity").saturating_sub(part("allocated"));
+        assert_eq!(part("reserve") + part("free"), left, "{kind}");
+    }
+    let lending = |name: &str| told["revocable_cpu"][name].as_u64().unwrap_or_default();
+    let parts = ["exclusive_milli", "strangers_milli", "guaranteed_milli", "kept_milli", "lendable_milli"];
+    assert_eq!(parts.map(lending).iter().sum::<u64>(), lending("capacity_milli"), "{told}");
+    let nodes = std::fs::read_dir("/sys/devices/system/node").into_iter().flatten().flatten();
+    let nodes = nodes.filter(|n| n.path().join("meminfo").exists()).count();
+    assert_eq!(told["numa"].as_array().map(Vec::len), Some(nodes), "{told}");
+
+    let table = cluster.run_cli(&["explain", "--agent", &id]).await?;
+    assert!(table.stdout.contains("as set (reserve_mem)"), "{}", table.stdout);
+    let mut command = tokio::process::Command::new(Binaries::find()?.agent);
+    let asked = command.arg("--work-dir").arg(cluster.work_dir()).arg("explain").output().await?;
+    let words = String::from_utf8_lossy(&asked.stdout);
+    assert!(asked.status.success() && words.contains("as set (reserve_mem)"), "{asked:?}");
+    let nowhere = tempfile::tempdir()?;
+    let mut command = tokio::process::Command::new(Binaries::find()?.agent);
+    let refused = command.arg("--work-dir").arg(nowhere.path()).arg("explain").output().await?;
+    let words = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && words.contains("no agent answers"), "{words}");
+    Ok(())
 }
 
 async fn a_task_that_is_not_there() -> Result<()> {

@@ -1,6 +1,6 @@
 //! Offers: who gets them, what an accept may do with them, how they end.
 
-use bulkhead_proto::v1::{NodePressure, NumaNode};
+use bulkhead_proto::v1::{NodePressure, NumaNode, Origin};
 
 use super::*;
 use crate::ids::MAX_WAIT_MS;
@@ -384,8 +384,11 @@ fn an_offer_says_what_its_agent_measured_last() {
     let agent = world.agent("a", resources(1_000, GB));
     let node = NumaNode { node: 1, free_cores: 3, mem_free_bytes: GB, ..NumaNode::default() };
     let pressure = Some(NodePressure { io_some_permille: 70, ..NodePressure::default() });
+    let origin =
+        Origin { floor: Some(resources(100, 1)), predicted_peak_cpu_milli: Some(7), ..Origin::default() };
     let report = ResourceReport {
         numa: vec![node],
+        origin: Some(origin.clone()),
         pressure,
         runqueue_p99_usec: Some(2048),
         ..measured(resources(1_000, GB), 2)
@@ -393,7 +396,7 @@ fn an_offer_says_what_its_agent_measured_last() {
     world.report(agent, report);
     let framework = world.framework("f");
     let offer = world.one_offer(framework);
-    assert_eq!(offer.numa, [node]);
+    assert_eq!((offer.numa, offer.origin), (vec![node], Some(origin)));
     assert_eq!((offer.pressure, offer.runqueue_p99_usec), (pressure, Some(2048)));
 }
 
