@@ -108,9 +108,11 @@ pub fn lines(provenance: &Provenance) -> Vec<Line> {
     let not: Vec<_> =
         not.iter().map(|kind| words(&kind.kind).map_or(kind.kind.as_str(), |w| w.what)).collect();
     if !not.is_empty() {
-        let why = "there is none, it was not measured, or this kernel does not hold tasks to it: see \
-                   `bulkhead-agent probe`";
-        lines.push(Line { what: not.join(", "), part: "not offered", amount: "-".into(), why: why.into() });
+        let why = format!(
+            "{}: there is none, it was not measured, or this kernel does not hold tasks to it (`bulkhead-agent probe`)",
+            not.join(", ")
+        );
+        lines.push(Line { what: "the rest".into(), part: "not offered", amount: "-".into(), why });
     }
     lines
 }
@@ -162,11 +164,13 @@ fn holders(provenance: &Provenance, guaranteed_only: bool) -> String {
         1 => format!("1 {class} task"),
         _ => format!("{count} {class} tasks"),
     };
-    let guaranteed = tasks(provenance.guaranteed_tasks, "guaranteed");
-    if guaranteed_only || provenance.revocable_tasks == 0 {
-        return format!("held by {guaranteed}");
+    let (guaranteed, revocable) = (provenance.guaranteed_tasks, provenance.revocable_tasks);
+    match (guaranteed, if guaranteed_only { 0 } else { revocable }) {
+        (0, 0) => "held by no task".to_owned(),
+        (_, 0) => format!("held by {}", tasks(guaranteed, "guaranteed")),
+        (0, _) => format!("held by {}", tasks(revocable, "revocable")),
+        _ => format!("held by {} and {}", tasks(guaranteed, "guaranteed"), tasks(revocable, "revocable")),
     }
-    format!("held by {guaranteed} and {}", tasks(provenance.revocable_tasks, "revocable"))
 }
 
 fn kept_back(kind: &KindOrigin, words: Option<&Words>, amount: fn(u64) -> String) -> String {
@@ -181,6 +185,9 @@ fn kept_back(kind: &KindOrigin, words: Option<&Words>, amount: fn(u64) -> String
         HeldBackFor::Strangers => format!("{used}, which is more than {floor} as set{setting}"),
         HeldBackFor::StrangersAndFloor => format!("{used}, and on top of it {floor} as set{setting}"),
         HeldBackFor::SlowerLink => "the link is slower than when the agent started, or gone".to_owned(),
+        HeldBackFor::SmallerDisk => {
+            "the disk is smaller than when the agent started, or cannot be read".to_owned()
+        }
         HeldBackFor::Journal => {
             "the journal cannot be written, so nothing is offered: see the agent's log".to_owned()
         }
@@ -237,10 +244,7 @@ fn lending_lines(lending: &LendingOrigin, provenance: &Provenance) -> Vec<Line> 
         NothingLent::Full => "nothing is lent: the peaks above leave nothing",
         NothingLent::Journal => "nothing is lent: the journal cannot be written, see the agent's log",
     };
-    let lent = match provenance.revocable_tasks {
-        1 => "held by 1 revocable task".to_owned(),
-        tasks => format!("held by {tasks} revocable tasks"),
-    };
+    let lent = holders(&Provenance { guaranteed_tasks: 0, ..provenance.clone() }, false);
     let strangers = "of what is no task's, at its peak of the last half minute";
     let number = cpu_number;
     named(
@@ -344,12 +348,16 @@ mod tests {
             (cpu(HeldBackFor::Unspecified), "nothing is set to be kept back"),
             (cpu(HeldBackFor::StrangersAndFloor), "and on top of it 0.1 as set"),
             (cpu(HeldBackFor::SlowerLink), "slower than when the agent started"),
+            (cpu(HeldBackFor::SmallerDisk), "the disk is smaller"),
             (cpu(HeldBackFor::Journal), "journal cannot be written"),
             (KindOrigin { short: 250, ..cpu(HeldBackFor::Floor) }, "; 0.25 more should be"),
             (KindOrigin { free: 0, ..cpu(HeldBackFor::Floor) }, "nothing is left"),
             (KindOrigin { allocated: 5000, ..cpu(HeldBackFor::Floor) }, "more than there is now"),
             (KindOrigin { kind: "gpu".into(), ..cpu(HeldBackFor::Floor) }, "gpu|there is|4000|"),
-            (KindOrigin { capacity: 0, allocated: 0, ..cpu(HeldBackFor::Floor) }, "CPU|not offered|-|"),
+            (
+                KindOrigin { capacity: 0, allocated: 0, ..cpu(HeldBackFor::Floor) },
+                "the rest|not offered|-|CPU: there is none",
+            ),
         ] {
             let text = of(kind);
             assert!(text.contains(says), "{says}: {text}");

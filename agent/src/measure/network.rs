@@ -66,7 +66,11 @@ fn strangers(before: &Counted, after: &Counted) -> Option<NetUse> {
     if before.link != after.link {
         return None;
     }
-    let nanos = after.at.checked_duration_since(before.at)?.as_nanos().max(1);
+    // A clock that stood still has no rates.
+    let nanos = after.at.checked_duration_since(before.at)?.as_nanos();
+    if nanos == 0 {
+        return None;
+    }
     let rate = |all: [u64; 2], tasks: [u64; 2]| {
         let of = |[before, after]: [u64; 2]| after.saturating_sub(before);
         let bits = u128::from(of(all).saturating_sub(of(tasks))) * 8;
@@ -103,5 +107,27 @@ mod tests {
         let used = NetUse { sent_bits_per_sec: 500 * 8 * 2, received_bits_per_sec: 0 };
         assert_eq!(strangers(&before, &after), Some(used));
         assert_eq!(strangers(&before, &Counted { link: "eth1".into(), ..after }), None);
+    }
+
+    #[test]
+    fn counters_that_begin_anew_and_odd_clocks_give_no_nonsense() {
+        let at = Instant::now();
+        let before = Counted {
+            link: "eth0".into(),
+            at,
+            sent: 9000,
+            received: 9000,
+            tasks_sent: 500,
+            tasks_received: 0,
+        };
+        let later = at + Duration::from_secs(1);
+        let made_again = Counted { at: later, sent: 10, received: 20, tasks_sent: 600, ..before.clone() };
+        assert_eq!(strangers(&before, &made_again), Some(NetUse::default()), "an interface of the same name");
+        let tasks_anew = Counted { at: later, sent: 9100, tasks_sent: 0, ..before.clone() };
+        assert_eq!(strangers(&before, &tasks_anew).unwrap().sent_bits_per_sec, 800);
+        assert_eq!(strangers(&before, &Counted { sent: 9100, ..before.clone() }), None, "no time went by");
+        assert_eq!(strangers(&made_again, &before), None, "time went back");
+        let endless = Counted { at: at + Duration::from_nanos(1), sent: u64::MAX, ..before.clone() };
+        assert_eq!(strangers(&before, &endless).unwrap().sent_bits_per_sec, u64::MAX);
     }
 }

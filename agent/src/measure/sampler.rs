@@ -48,6 +48,8 @@ struct Peaks {
     guaranteed_cpu: WindowPeak,
     strangers_sent: WindowPeak,
     strangers_received: WindowPeak,
+    /// It could not be read the last time.
+    disk_is_gone: bool,
 }
 
 impl Peaks {
@@ -60,6 +62,7 @@ impl Peaks {
             guaranteed_cpu: new(),
             strangers_sent: new(),
             strangers_received: new(),
+            disk_is_gone: false,
         }
     }
 }
@@ -221,6 +224,7 @@ fn observe(sampling: &mut Sampling, peaks: &mut Peaks, now: Instant) -> Result<O
     sampling.numa.add_to(&mut numa);
     let runqueue_p99_usec = p99_usec(sampling, peaks, now);
     sampling.latest_waits.set(runqueue_p99_usec);
+    let (strangers_disk_bytes, disk_usable_bytes) = disk(sampling, peaks);
     let watched = peaks.guaranteed_cpu.watched_for(WATCH_BEFORE_LENDING, now);
     Ok(Observation {
         strangers_cpu_milli: strangers(&peaks.strangers_cpu, CPU_STEP_MILLI),
@@ -235,7 +239,8 @@ fn observe(sampling: &mut Sampling, peaks: &mut Peaks, now: Instant) -> Result<O
             received_bits_per_sec: strangers(&peaks.strangers_received, NET_STEP_BITS_PER_SEC),
         },
         link_bits_per_sec: sampling.net.as_ref().map_or(0, NetSampler::link_bits_per_sec),
-        strangers_disk_bytes: if sampling.measure_strangers { strangers_disk(sampling)? } else { 0 },
+        strangers_disk_bytes,
+        disk_usable_bytes,
         pressure: Pressure::default(),
         numa,
         runqueue_p99_usec,
@@ -248,9 +253,20 @@ fn p99_usec(sampling: &Sampling, peaks: &mut Peaks, now: Instant) -> Option<u64>
     peaks.waits.p99_usec()
 }
 
-/// Files of everything that is no running task: of the host, and those that ended tasks have left.
-fn strangers_disk(sampling: &Sampling) -> Result<u64, MeasureError> {
-    let used_bytes = DiskUse::read(&sampling.work_dir)?.used_bytes;
+/// Files of everything that is no running task, of the host and those that ended tasks have left, and the size of the disk.
+/// Of one that cannot be read nothing can be offered; all else goes on.
+fn disk(sampling: &Sampling, peaks: &mut Peaks) -> (u64, Option<u64>) {
+    if !sampling.measure_strangers {
+        return (0, None);
+    }
+    let read = DiskUse::read(&sampling.work_dir);
+    if let Err(error) = &read
+        && !peaks.disk_is_gone
+    {
+        tracing::error!(error = crate::error_chain(error), "measure the disk; none of it is offered");
+    }
+    peaks.disk_is_gone = read.is_err();
+    let Ok(disk) = read else { return (0, Some(0)) };
     let tasks = sampling.disk.as_ref().map_or(0, |disk| disk.used_bytes());
-    Ok(used_bytes.saturating_sub(tasks))
+    (disk.used_bytes.saturating_sub(tasks), Some(disk.usable_bytes))
 }

@@ -20,6 +20,8 @@ pub struct Observation {
     pub strangers_mem_bytes: u64,
     /// Disk that is in use and no running task's.
     pub strangers_disk_bytes: u64,
+    /// What the disk has now, 0 where it cannot be read; `None` where nobody looked.
+    pub disk_usable_bytes: Option<u64>,
     /// What goes over the link and is no task's.
     pub strangers_net: NetUse,
     /// The link's speed now, 0 where there is none.
@@ -76,11 +78,14 @@ impl Seen {
     pub fn strangers(&self, ledger: &Ledger) -> Resources {
         let (used, capacity) = (&self.used_by_strangers, ledger.capacity());
         let link_bits_per_sec = self.observation.link_bits_per_sec;
+        // Nor of a disk that is not what it was.
+        let lost = |usable: u64| capacity.disk_bytes.saturating_sub(usable);
+        let lost_bytes = self.observation.disk_usable_bytes.map_or(0, lost);
         // Of a link that has become slower, or is gone, nobody can have the rest.
         let on_link = |used: u64, all: u64| used.max(all.saturating_sub(link_bits_per_sec));
         Resources {
             // Their files stay, so what is kept free comes on top of them.
-            disk_bytes: used.disk_bytes.saturating_add(ledger.floor().disk_bytes),
+            disk_bytes: used.disk_bytes.saturating_add(ledger.floor().disk_bytes).saturating_add(lost_bytes),
             net_egress_bits_per_sec: on_link(used.net_egress_bits_per_sec, capacity.net_egress_bits_per_sec),
             net_ingress_bits_per_sec: on_link(
                 used.net_ingress_bits_per_sec,

@@ -42,7 +42,8 @@ fn kind_origin(kind: &Scalar, ledger: &Ledger, seen: Option<&Seen>, report: &Res
     } else if claimed <= strangers {
         HeldBackFor::Strangers
     } else if kind.name == "disk_bytes" {
-        HeldBackFor::StrangersAndFloor
+        let both = claimed <= strangers.saturating_add(floor);
+        if both { HeldBackFor::StrangersAndFloor } else { HeldBackFor::SmallerDisk }
     } else {
         HeldBackFor::SlowerLink
     };

@@ -2,9 +2,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    config::ReportConfig,
     grant::Grant,
     measure::network::NetUse,
-    offer::{Observation, ledger::TaskKey},
+    offer::{Observation, Steps, ledger::TaskKey},
 };
 
 const LINK: u64 = 1000;
@@ -64,6 +65,12 @@ fn kind<'a>(provenance: &'a Provenance, name: &str) -> &'a KindOrigin {
 
 fn key(task: u8) -> TaskKey {
     ("f".into(), task.to_string())
+}
+
+fn with_disk(bytes: u64) -> Grant {
+    let mut grant = crate::grant::plain(Class::Guaranteed, 0, 0);
+    grant.disk.bytes = bytes;
+    grant
 }
 
 fn cores(cpu_milli: u64) -> Grant {
@@ -162,6 +169,37 @@ fn lending_is_above_the_larger_peak() {
 }
 
 #[test]
+fn of_a_link_and_a_disk_that_are_gone_nothing_is_offered() {
+    let mut ledger = node();
+    let before = Seen::new(calm(), &ledger).tell(&ledger, ledger.report());
+    let gone = Observation { link_bits_per_sec: 0, disk_usable_bytes: Some(0), ..calm() };
+    let seen = observe(&mut ledger, gone);
+    let all = provenance(&ledger, Some(&seen), "learned");
+    for (name, reserve_for) in [
+        ("disk_bytes", HeldBackFor::SmallerDisk),
+        ("net_egress_bits_per_sec", HeldBackFor::SlowerLink),
+        ("net_ingress_bits_per_sec", HeldBackFor::SlowerLink),
+    ] {
+        let kind = kind(&all, name);
+        assert_eq!((kind.free, kind.reserve, kind.reserve_for()), (0, kind.capacity, reserve_for), "{name}");
+    }
+    assert_eq!(kind(&all, "cpu_milli").free, 3900, "all else is offered as before");
+    let steps = Steps { disk_bytes: 64, net_bits_per_sec: 10, ..ReportConfig::default().steps().unwrap() };
+    assert!(steps.differ(&before, &seen.tell(&ledger, ledger.report())), "the master is told at once");
+    ledger.admit(key(1), &with_disk(1)).unwrap_err();
+
+    let smaller = Observation { strangers_disk_bytes: 2000, disk_usable_bytes: Some(7000), ..calm() };
+    let seen = observe(&mut ledger, smaller);
+    let all = provenance(&ledger, Some(&seen), "learned");
+    let disk = kind(&all, "disk_bytes");
+    assert_eq!((disk.free, disk.reserve, disk.reserve_for()), (4000, 6000, HeldBackFor::SmallerDisk));
+    let back = Observation { disk_usable_bytes: Some(20_000), ..calm() };
+    let seen = observe(&mut ledger, back);
+    let all = provenance(&ledger, Some(&seen), "learned");
+    assert_eq!(kind(&all, "disk_bytes").free, 9000, "never more than at the start");
+}
+
+#[test]
 fn a_node_without_a_journal_says_so_everywhere() {
     let mut ledger = node();
     let seen = observe(&mut ledger, Observation { ports_in_use: set("31003"), ..calm() });
@@ -185,8 +223,9 @@ fn any_observation() -> impl Strategy<Value = Observation> {
         (any_amount(5000), any_amount(9000), any_amount(12_000), any_amount(1200), any_amount(1200));
     let peaks = (prop::option::of(any_amount(5000)), prop::option::of(any_amount(5000)), any::<bool>());
     let ports = prop_oneof![Just(""), Just("31002"), Just("31000-31009/udp"), Just("30999-31004")];
-    (amounts, any_amount(LINK), peaks, ports).prop_map(
-        |((cpu, mem, disk, sent, received), link, peaks, ports)| {
+    let links = (any_amount(LINK), prop::option::of(any_amount(12_000)));
+    (amounts, links, peaks, ports).prop_map(
+        |((cpu, mem, disk, sent, received), (link, disk_usable_bytes), peaks, ports)| {
             let (guaranteed_peak_cpu_milli, predicted_cpu_milli, watched) = peaks;
             Observation {
                 strangers_cpu_milli: cpu,
@@ -194,6 +233,7 @@ fn any_observation() -> impl Strategy<Value = Observation> {
                 strangers_disk_bytes: disk,
                 strangers_net: NetUse { sent_bits_per_sec: sent, received_bits_per_sec: received },
                 link_bits_per_sec: link,
+                disk_usable_bytes,
                 guaranteed_peak_cpu_milli,
                 predicted_cpu_milli,
                 watched,
