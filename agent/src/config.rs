@@ -58,7 +58,8 @@ pub struct Config {
     pub attributes: BTreeMap<String, String>,
     /// Ports that are offered. The range of Mesos, outside Linux's ephemeral range.
     pub ports: String,
-    /// CPUs that are offered at most; 0 is all that the machine has.
+    /// CPUs that are offered at most; 0 is all that the machine has. More than that are offered only where nothing holds tasks to
+    /// theirs and `allow_unenforced` has `cpu`: to try out a framework.
     pub cpus: f64,
     /// Memory that is offered at most; 0 is all that the machine has.
     pub mem: ByteSize,

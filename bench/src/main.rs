@@ -276,7 +276,7 @@ mod tests {
         let launch: launch::Settings = defaults().unwrap();
         assert_eq!(launch.tasks, [1, 10, 100]);
         let overhead: overhead::Settings = defaults().unwrap();
-        assert_eq!(overhead.tasks, 100);
+        assert_eq!(overhead.tasks, [100, 1000]);
         assert!(Cli::try_parse_from(["bulkhead-bench", "launch", "--tasks", "0"]).is_err());
         assert!(Cli::try_parse_from(["bulkhead-bench"]).is_err());
     }

@@ -97,9 +97,18 @@ fn overhead(overhead: &Overhead) -> String {
             cost.open_files.to_string(),
         ]
     };
-    let rows = overhead.windows.iter().flat_map(|w| [row(w, "agent", &w.agent), row(w, "master", &w.master)]);
+    let rows = overhead.windows.iter().flat_map(|window| {
+        let own = [("agent", &window.agent), ("master", &window.master)];
+        let peers = window.peers.iter().map(|(name, cost)| (*name, cost));
+        own.into_iter().chain(peers).map(|(who, cost)| row(window, who, cost)).collect::<Vec<_>>()
+    });
     let header = ["TASKS", "IDLE", "CPU %", "CPU % (CGROUP)", "RESIDENT", "PEAK", "THREADS", "OPEN FILES"];
-    format!("{}\nover {} s; 100 % is one CPU", table(&header, rows.collect()), overhead.window_seconds)
+    let Overhead { window_seconds, scrape_seconds, .. } = overhead;
+    let table = table(&header, rows.collect());
+    format!(
+        "{table}\nover {window_seconds} s, metrics fetched every {scrape_seconds} s; 100 % is one CPU. Exporters: those installed \
+         of node_exporter and cAdvisor"
+    )
 }
 
 fn runtimes(sizes: &[Runtimes]) -> String {
@@ -241,6 +250,8 @@ fn mib(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::agent_metrics::AgentLaunches;
 
@@ -277,11 +288,12 @@ mod tests {
             threads: 7,
             open_files: 30,
         };
-        let window = Window { tasks: 100, agent: cost.clone(), master: cost };
+        let peers = BTreeMap::from([("node_exporter", cost.clone())]);
+        let window = Window { tasks: 100, agent: cost.clone(), master: cost, peers };
         Report {
             machine: Machine::read().unwrap(),
             launch: Some(vec![burst]),
-            overhead: Some(Overhead { window_seconds: 30, windows: vec![window] }),
+            overhead: Some(Overhead { window_seconds: 30, scrape_seconds: 15, windows: vec![window] }),
             runtimes: None,
             churn: None,
             isolation: None,
@@ -293,7 +305,7 @@ mod tests {
     #[test]
     fn tables_show_milliseconds_ratios_and_costs() {
         let text = render(&report());
-        for words in ["4.321", "8.6 x", "<= 2.0", "0.125", "10.0 MiB", "over 30 s"] {
+        for words in ["4.321", "8.6 x", "<= 2.0", "0.125", "10.0 MiB", "over 30 s", "node_exporter"] {
             assert!(text.contains(words), "{words}: {text}");
         }
     }

@@ -31,6 +31,8 @@ pub(super) fn ledger(
     )]
     let wanted_milli = (config.cpus * 1000.0).round() as u64;
     let limit = |wanted: u64, all: u64| if wanted == 0 { all } else { wanted.min(all) };
+    // Whoever has the agent offer what nothing holds may have it offer any number of it.
+    let all_cpu_milli = if enforced.cpu { all_cpu_milli } else { all_cpu_milli.max(wanted_milli) };
     let ports = config.port_set().map_err(|e| ConfigError::Value {
         key: "ports",
         value: config.ports.clone(),
