@@ -7,6 +7,7 @@
 //!      -> churn      many short tasks      and what they leave
 //!      -> isolation  a victim, disturbed   victim, antagonist, picture
 //!      -> net        bandwidth, held       wire, role, shaped, throughput, cost
+//!      -> offers     is it really there?       schedule, role, replay, honesty
 //!      -> oversub    a service beside lent CPU    arrivals, lab, point, onset, picture
 //!      -> predict    peaks on recorded days
 //!           |
@@ -26,6 +27,7 @@ mod latency;
 mod launch;
 mod machine;
 mod net;
+mod offers;
 mod overhead;
 mod oversub;
 mod plain;
@@ -140,6 +142,16 @@ Needs the cgroup v2 controllers. With less than a machine of its own:
 Figures are medians over the rounds. UNITS are pieces of the batch's work, each 2 ms of an idle CPU; STEPS are
 corrections of the agent that hold revocable work to less, over all rounds.")]
     Oversub(oversub::Settings),
+    /// Whether what is offered is really there
+    ///
+    /// Guaranteed tasks use changing parts of their grants, and strangers come and go: plain processes that use CPU, memory and
+    /// a port. At random moments a task takes exactly what is offered, and tries to use all of it: CPU within 2 %, memory touched
+    /// without waiting, every port bound. The same once more with an agent that only keeps books.
+    #[command(after_help = "\
+Needs the cgroup v2 controllers, and a machine that nobody needs: books know nothing of memory that strangers use, so
+the probe takes all of it and may be ended by the kernel (it asks to be the first). --books measured does without.
+  deploy/vm/run -t 0 -m 2048 -- target/release/bulkhead-bench offers --trials 10")]
+    Offers(offers::Settings),
     /// How well peaks are predicted on recorded days
     ///
     /// Walks machines of recorded tasks through their days. From the third hour on, the predictor sees what was before and says
@@ -157,6 +169,13 @@ predictors that are too low as often, the one with the smaller margin leaves mor
         kind: isolation::victim::Victim,
         /// For how long.
         seconds: u64,
+    },
+    /// A part in `offers`
+    #[command(hide = true)]
+    OffersRole {
+        /// Which.
+        #[command(subcommand)]
+        role: offers::Role,
     },
     /// A part in `oversub`
     #[command(hide = true)]
@@ -197,6 +216,7 @@ fn main() -> ExitCode {
             writeln!(io::stdout(), "{text}")?;
             Ok(ExitCode::SUCCESS)
         }),
+        Benchmark::OffersRole { role } => role.play().map(|()| ExitCode::SUCCESS),
         Benchmark::OversubRole { role } => role.play().map(|()| ExitCode::SUCCESS),
         Benchmark::NetRole { role } => role.play().and_then(|summary| {
             if let Some(summary) = summary {
@@ -235,9 +255,11 @@ async fn measure(benchmark: &Benchmark) -> Result<Report> {
         Benchmark::Churn(settings) => report.churn = Some(churn::run(settings).await?),
         Benchmark::Isolation(settings) => report.isolation = Some(isolation::run(settings).await?),
         Benchmark::Net(settings) => report.net = Some(net::run(settings).await?),
+        Benchmark::Offers(settings) => report.offers = Some(offers::run(settings).await?),
         Benchmark::Oversub(settings) => report.oversub = Some(oversub::run(settings).await?),
         Benchmark::Victim { .. }
         | Benchmark::Antagonist { .. }
+        | Benchmark::OffersRole { .. }
         | Benchmark::OversubRole { .. }
         | Benchmark::NetRole { .. }
         | Benchmark::Predict(_) => {}

@@ -11,9 +11,9 @@ use bulkhead_agent::kernel::cgroupfs::Cgroup;
 use bulkhead_testkit::host;
 use tokio::process::{Child, Command};
 
-/// The kernel's default weight; as in the agent's tree it stands for one CPU.
-const WEIGHT_OF_A_CPU: u64 = 100;
-const LARGEST_WEIGHT: u64 = 10_000;
+/// The kernel's default weight; in the agent's tree it stands for one CPU.
+pub(crate) const DEFAULT_WEIGHT: u64 = 100;
+pub(crate) const LARGEST_WEIGHT: u64 = 10_000;
 /// Until killed processes are gone.
 const GONE: Duration = Duration::from_secs(10);
 /// Between two looks at whether they are.
@@ -26,18 +26,17 @@ pub(crate) struct Hierarchy {
 }
 
 impl Hierarchy {
-    /// Below the mount, with as large a weight as the agent's tree has.
+    /// Below the mount, with this weight next to the agent's tree and everything else there.
     ///
     /// # Errors
     /// Where there are no controllers of CPU and memory.
-    pub(crate) fn new(name: &str, cpus: u64) -> Result<Self> {
+    pub(crate) fn new(name: &str, weight: u64) -> Result<Self> {
         ensure_controllers()?;
         let mount = Cgroup::at(host::cgroup2_mount()?);
         mount.enable(&["cpu", "memory"])?;
         let root = Cgroup::create(mount.path().join(format!("{name}-{}", std::process::id())))?;
         let hierarchy = Self { root };
         hierarchy.root.enable(&["cpu", "memory"])?;
-        let weight = cpus.saturating_mul(WEIGHT_OF_A_CPU).clamp(1, LARGEST_WEIGHT);
         hierarchy.root.write("cpu.weight", &weight.to_string())?;
         Ok(hierarchy)
     }

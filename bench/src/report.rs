@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use crate::{
-    churn::Churn, isolation::Row, launch::Burst, machine::Machine, net::Net, overhead::Overhead,
-    oversub::Oversub, runtimes::Runtimes,
+    churn::Churn, isolation::Row, launch::Burst, machine::Machine, net::Net, offers::Offers,
+    overhead::Overhead, oversub::Oversub, runtimes::Runtimes,
 };
 
 /// The results of one invocation.
@@ -25,6 +25,8 @@ pub(crate) struct Report {
     pub(crate) net: Option<Net>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) oversub: Option<Oversub>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) offers: Option<Vec<Offers>>,
 }
 
 impl Report {
@@ -39,6 +41,7 @@ impl Report {
             isolation: None,
             net: None,
             oversub: None,
+            offers: None,
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::{
     launch::Burst,
     machine::Machine,
     net::Net,
+    offers,
     overhead::{Overhead, Window},
     oversub,
     predict::{Outcome, Score},
@@ -28,6 +29,7 @@ pub(crate) fn render(report: &Report) -> String {
     parts.extend(report.isolation.as_deref().map(isolation));
     parts.extend(report.net.as_ref().map(net));
     parts.extend(report.oversub.as_ref().map(oversub::render));
+    parts.extend(report.offers.as_deref().map(offers::render));
     parts.join("\n\n")
 }
 
@@ -243,7 +245,7 @@ pub(crate) fn ms(us: u64) -> String {
     format!("{}.{:03}", us / 1000, us % 1000)
 }
 
-fn mib(bytes: u64) -> String {
+pub(crate) fn mib(bytes: u64) -> String {
     let tenths = bytes.saturating_mul(10) >> 20;
     format!("{}.{} MiB", tenths / 10, tenths % 10)
 }
@@ -299,6 +301,7 @@ mod tests {
             isolation: None,
             net: None,
             oversub: None,
+            offers: None,
         }
     }
 

@@ -29,7 +29,7 @@ use super::{
     service::{LATE, Measured, Service},
 };
 use crate::{
-    plain::{Hierarchy, ensure_controllers},
+    plain::{DEFAULT_WEIGHT, Hierarchy, LARGEST_WEIGHT, ensure_controllers},
     work::Work,
 };
 
@@ -41,7 +41,7 @@ const LENT_WITHIN: Duration = Duration::from_secs(45);
 const BATCH_MILLI: u64 = 20;
 const MEM_MIB: u64 = 96;
 /// The largest weight of a cgroup, and the least.
-const WEIGHTS: (u64, u64) = (10_000, 1);
+const WEIGHTS: (u64, u64) = (LARGEST_WEIGHT, 1);
 
 /// Who holds whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
@@ -220,7 +220,8 @@ impl Lab {
     }
 
     async fn plain(&self, setup: Setup, asked_milli: u64, window: Duration) -> Result<Sample> {
-        let hierarchy = Hierarchy::new("bulkhead-bench", self.plan.cpus)?;
+        let hierarchy =
+            Hierarchy::new("bulkhead-bench", (self.plan.cpus * DEFAULT_WEIGHT).min(LARGEST_WEIGHT))?;
         let (mine, others) = weights(setup, self.plan.granted_milli, asked_milli);
         let port = free_port()?;
         let (service, batch) = (hierarchy.group("service", mine)?, hierarchy.group("batch", others)?);
