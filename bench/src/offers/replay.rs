@@ -44,7 +44,7 @@ const LEAST: (u64, u64) = (20, OWN_BYTES + (16 << 20));
 /// Offers that come later are none of this moment.
 const OFFERED_WITHIN: Duration = Duration::from_secs(5);
 /// Until the probe has touched all its memory.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = Duration::from_secs(80);
 /// Between two moments, besides the windows: to launch, touch and end.
 const AROUND: Duration = Duration::from_secs(15);
 /// Schedules do not share their random numbers.

@@ -172,6 +172,8 @@ fn probe(cpu_milli: u64, mem_bytes: usize, ports: &[u16]) -> Result<()> {
     drop(std::fs::write("/proc/self/oom_score_adj", END_FIRST));
     let listeners: Vec<_> =
         ports.iter().filter_map(|port| TcpListener::bind(("127.0.0.1", *port)).ok()).collect();
+    let mut memory = taken(mem_bytes);
+    let got = Got { touched_bytes: memory.iter().map(Vec::len).sum(), ports: listeners.len() };
     let (count, _) = threads(cpu_milli);
     let burning = thread::spawn(move || {
         in_threads(count, |_| {
@@ -181,8 +183,6 @@ fn probe(cpu_milli: u64, mem_bytes: usize, ports: &[u16]) -> Result<()> {
             }
         })
     });
-    let mut memory = taken(mem_bytes);
-    let got = Got { touched_bytes: memory.iter().map(Vec::len).sum(), ports: listeners.len() };
     // In one step, so that nobody reads half of it.
     let half = format!("{READY}.half");
     std::fs::write(&half, serde_json::to_string(&got)?).and_then(|()| std::fs::rename(&half, READY))?;
