@@ -11,6 +11,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
+};
 
 use crate::work::Work;
 
@@ -30,13 +34,17 @@ pub(crate) struct Batch {
     /// What a unit takes alone
     #[arg(long)]
     pub(crate) unit_us: u64,
+    /// All threads on the first CPU that it may use
+    #[arg(long)]
+    pub(crate) on_one_cpu: bool,
 }
 
 impl Batch {
     /// The command line that is this work.
     pub(crate) fn arguments(&self) -> Vec<String> {
-        let Self { asked_milli, rounds, unit_us } = self;
-        format!("oversub-role batch --asked-milli {asked_milli} --rounds {rounds} --unit-us {unit_us}")
+        let Self { asked_milli, rounds, unit_us, on_one_cpu } = self;
+        let pin = if *on_one_cpu { " --on-one-cpu" } else { "" };
+        format!("oversub-role batch --asked-milli {asked_milli} --rounds {rounds} --unit-us {unit_us}{pin}")
             .split(' ')
             .map(str::to_owned)
             .collect()
@@ -44,6 +52,9 @@ impl Batch {
 
     /// Works until it is killed.
     pub(crate) fn run(&self) -> Result<()> {
+        if self.on_one_cpu {
+            pin().context("stay on one CPU")?;
+        }
         let file = File::create(COUNTS).with_context(|| format!("create {COUNTS}"))?;
         let threads: Vec<_> = (0_u64..)
             .zip(demands(self.asked_milli))
@@ -72,6 +83,16 @@ impl Batch {
         }
         Ok(())
     }
+}
+
+/// The threads to come are where this one is.
+fn pin() -> nix::Result<()> {
+    let this = Pid::from_raw(0);
+    let may = sched_getaffinity(this)?;
+    let first = (0..CpuSet::count()).find(|cpu| may.is_set(*cpu).unwrap_or(false)).unwrap_or(0);
+    let mut one = CpuSet::new();
+    one.set(first)?;
+    sched_setaffinity(this, &one)
 }
 
 /// Of each thread: whole CPUs, and the rest.

@@ -122,7 +122,7 @@ impl Plan {
 
     pub(crate) fn batch(&self, asked_milli: u64) -> Batch {
         let unit_us = u64::try_from(UNIT.as_micros()).unwrap_or(u64::MAX);
-        Batch { asked_milli, rounds: self.unit_rounds, unit_us }
+        Batch { asked_milli, rounds: self.unit_rounds, unit_us, on_one_cpu: false }
     }
 
     pub(crate) async fn cluster(&self, qos: bool, mut agent_args: Vec<String>) -> Result<Cluster> {

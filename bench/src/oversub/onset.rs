@@ -24,7 +24,10 @@ use serde::Serialize;
 use tokio::time::{sleep, timeout_at};
 
 use self::{protection::Protection, watch::Watch};
-use super::lab::{Plan, end, framework};
+use super::{
+    batch::Batch,
+    lab::{Plan, end, framework},
+};
 use crate::latency::{Latencies, Summary};
 
 /// Who begins.
@@ -33,7 +36,8 @@ use crate::latency::{Latencies, Summary};
 pub(crate) enum By {
     /// Revocable threads, while the service works. Where the scheduler keeps all of them off, there is nothing to squeeze for.
     Revocable,
-    /// Guaranteed threads, while revocable ones fill the machine: guaranteed tasks wait at once, whatever the scheduler does.
+    /// Guaranteed threads, all on one CPU, while revocable ones fill the others: guaranteed tasks wait at once, whatever the
+    /// scheduler does, and it could be for the revocable ones. Not on a machine of one CPU.
     Guaranteed,
 }
 
@@ -81,7 +85,8 @@ pub(super) async fn measure(plan: &Plan, count: u64, bar: &ProgressBar) -> Resul
     fs::write(&config, QUICK).with_context(|| format!("write {}", config.display()))?;
     let cluster = plan.cluster(true, vec!["--config".to_owned(), config.display().to_string()]).await?;
     let mut kinds = Vec::new();
-    for by in [By::Revocable, By::Guaranteed] {
+    let both = [By::Revocable, By::Guaranteed];
+    for by in both.into_iter().filter(|by| plan.cpus > 1 || *by == By::Revocable) {
         bar.set_message(format!("onsets by {} tasks", by.name()));
         let share = count / 2 + count % 2 * u64::from(by == By::Guaranteed);
         kinds.push(of_kind(plan, &cluster, by, share, bar).await?);
@@ -101,7 +106,8 @@ async fn of_kind(plan: &Plan, cluster: &Cluster, by: By, count: u64, bar: &Progr
         By::Guaranteed => "guaranteed",
     };
     if by == By::Guaranteed {
-        let crowd = plan.task("crowd", plan.batch(crowd_milli).arguments());
+        let crowd = Batch { on_one_cpu: true, ..plan.batch(CROWD * 1000) };
+        let crowd = plan.task("crowd", crowd.arguments());
         framework.start(crowd.cpu_milli(100).cpu_burst()).await?;
         running.insert(0, "crowd");
     }
