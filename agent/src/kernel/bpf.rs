@@ -13,8 +13,7 @@
 //!
 //! Handles are `Send + Sync`, and their calls are short system calls without waiting.
 
-mod block_io;
-mod connections;
+mod counts;
 mod denials;
 mod devices;
 mod error;
@@ -37,8 +36,7 @@ mod table;
 mod talk;
 mod trie;
 
-pub use block_io::BlockIoCounts;
-pub use connections::ConnectionCounts;
+pub use counts::{BlockIoCounts, ConnectionCounts, Counters, TaskCounts};
 pub use denials::DenialStream;
 pub use devices::{DeviceId, DeviceRules, access_name};
 pub use error::BpfError;

@@ -35,18 +35,15 @@ pub const fn rtt_bound_usec(bucket: u32) -> Option<u64> {
 impl ConnectionCounters {
     /// Both together.
     #[must_use]
-    pub fn plus(&self, other: &Self) -> Self {
-        let mut rtt = self.rtt;
-        for (sum, more) in rtt.iter_mut().zip(other.rtt) {
+    pub fn plus(mut self, other: &Self) -> Self {
+        self.opened += other.opened;
+        self.accepted += other.accepted;
+        self.retransmitted += other.retransmitted;
+        self.rtt_sum_usec += other.rtt_sum_usec;
+        for (sum, more) in self.rtt.iter_mut().zip(other.rtt) {
             *sum += more;
         }
-        Self {
-            opened: self.opened + other.opened,
-            accepted: self.accepted + other.accepted,
-            retransmitted: self.retransmitted + other.retransmitted,
-            rtt_sum_usec: self.rtt_sum_usec + other.rtt_sum_usec,
-            rtt,
-        }
+        self
     }
 
     /// Round trips with the bounds of their buckets, as [`rtt_bound_usec`] has them.

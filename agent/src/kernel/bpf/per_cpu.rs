@@ -142,16 +142,11 @@ impl<V: Pod + Default> CpuTable<V> {
         Ok(Self { name, map: Mutex::new(map), batches: open_for_batches(dir, name)? })
     }
 
-    /// Makes an entry of zeros; one that is there stays as it is.
-    pub(super) fn make(&self, cgroup_id: u64) -> Result<(), BpfError> {
-        self.make_with(cgroup_id, V::default())
-    }
-
-    /// The same with this value for each CPU.
-    pub(super) fn make_with(&self, cgroup_id: u64, value: V) -> Result<(), BpfError> {
-        let zero = vec![value; cpus()?];
+    /// Makes an entry with this value for each CPU; one that is there stays as it is.
+    pub(super) fn make(&self, cgroup_id: u64, value: V) -> Result<(), BpfError> {
+        let first = vec![value; cpus()?];
         let mut map = self.lock();
-        let mut insert = || map.insert(cgroup_id, PerCpuValues::try_from(zero.clone())?, ONLY_NEW);
+        let mut insert = || map.insert(cgroup_id, PerCpuValues::try_from(first.clone())?, ONLY_NEW);
         match with_memory(&mut insert) {
             Err(source) if errno(&source) == Some(libc::EEXIST) => Ok(()),
             Err(source) if errno(&source) == Some(libc::E2BIG) => Err(BpfError::Full { name: self.name }),

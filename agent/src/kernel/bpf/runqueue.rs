@@ -1,7 +1,7 @@
 //! How long threads of tasks waited for a CPU.
 
 use std::{
-    collections::BTreeMap,
+    ops::Deref,
     path::Path,
     sync::{Mutex, PoisonError},
 };
@@ -9,15 +9,15 @@ use std::{
 use aya::programs::{BtfTracePoint, links::FdLink};
 use bulkhead_abi::{RunqueueCounters, names};
 
-use super::{BpfError, per_cpu::CpuTable};
+use super::{BpfError, counts::TaskCounts};
 
-/// Counts that the kernel keeps of each task's waits, keyed by the id of the task's cgroup: see
-/// `ebpf/observe/runqueue.bpf.c`.
+/// Counts that the kernel keeps of each task's waits: see `ebpf/observe/runqueue.bpf.c`. They are read as those of any other
+/// kind are.
 ///
 /// To be called at each switch of threads costs every program of the machine, so the program that counts is attached
 /// only while a [`Look`] lives.
 pub struct RunqueueCounts {
-    counters: CpuTable<RunqueueCounters>,
+    counters: TaskCounts<RunqueueCounters>,
     program: Mutex<BtfTracePoint>,
 }
 
@@ -37,7 +37,7 @@ impl RunqueueCounts {
         let name = names::RUNQUEUE_PROGRAM;
         let program = BtfTracePoint::from_pin(dir.join(name));
         let program = program.map_err(|source| BpfError::Program { op: "open", name, source })?;
-        Ok(Self { counters: CpuTable::open(dir, names::RUNQUEUE)?, program: Mutex::new(program) })
+        Ok(Self { counters: TaskCounts::open(dir)?, program: Mutex::new(program) })
     }
 
     /// Has the waits of a task counted: those of threads that are made from now on. What was counted of it stays.
@@ -46,7 +46,7 @@ impl RunqueueCounts {
     /// [`BpfError::Full`] or the kernel's answer.
     pub fn watch(&self, cgroup_id: u64, revocable: bool) -> Result<(), BpfError> {
         let zero = RunqueueCounters { revocable: revocable.into(), ..RunqueueCounters::default() };
-        self.counters.make_with(cgroup_id, zero)
+        self.counters.watch_from(cgroup_id, zero)
     }
 
     /// Counts waits of all tasks from now on. Two looks at one time count everything twice.
@@ -61,36 +61,12 @@ impl RunqueueCounts {
         let link = link.map_err(|source| BpfError::Program { op: "attach", name, source })?;
         Ok(Look { _link: link.into() })
     }
-
-    /// What was counted so far; `None` for a task that is not watched.
-    ///
-    /// # Errors
-    /// The kernel's answer.
-    pub fn of(&self, cgroup_id: u64) -> Result<Option<RunqueueCounters>, BpfError> {
-        Ok(self.counters.get(cgroup_id)?.map(|of_cpus| sum(&of_cpus)))
-    }
-
-    /// The same for all tasks, by few system calls whatever their number.
-    ///
-    /// # Errors
-    /// The kernel's answer.
-    pub fn all(&self) -> Result<BTreeMap<u64, RunqueueCounters>, BpfError> {
-        let mut all = BTreeMap::new();
-        self.counters.each(|id, of_cpus| {
-            all.insert(id, sum(of_cpus));
-        })?;
-        Ok(all)
-    }
-
-    /// Drops the counts of a task. Harmless where there are none.
-    ///
-    /// # Errors
-    /// The kernel's answer.
-    pub fn forget(&self, cgroup_id: u64) -> Result<(), BpfError> {
-        self.counters.delete(cgroup_id)
-    }
 }
 
-fn sum(of_cpus: &[RunqueueCounters]) -> RunqueueCounters {
-    of_cpus.iter().fold(RunqueueCounters::default(), RunqueueCounters::plus)
+impl Deref for RunqueueCounts {
+    type Target = TaskCounts<RunqueueCounters>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.counters
+    }
 }
