@@ -9,6 +9,7 @@
 //!      -> net        bandwidth, held       wire, role, shaped, throughput, cost
 //!      -> offers     is it really there?       schedule, role, replay, honesty
 //!      -> oversub    a service beside lent CPU    arrivals, lab, point, onset, picture
+//!      -> alloc      a large cluster, divided      bare, whole
 //!      -> predict    peaks on recorded days
 //!           |
 //!         report     with the machine, as tables or JSON
@@ -19,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod agent_metrics;
+mod alloc;
 mod churn;
 mod exec_times;
 mod fork_exec;
@@ -160,6 +162,14 @@ the probe takes all of it and may be ended by the kernel (it asks to be the firs
 violation_rate is the share of predictions below the truth, margin the sum of predictions over the sum of truths: of two
 predictors that are too low as often, the one with the smaller margin leaves more to lend.")]
     Predict(predict::Settings),
+    /// What dividing a large cluster costs the master
+    ///
+    /// Deals tens of thousands of simulated agents out to thousands of frameworks: with the allocator alone, and with the
+    /// master's whole core, one event after the other. Nothing is started and nothing is sent.
+    #[command(after_help = "\
+Needs no root. A row of the allocator is one allocation of everything that changed; a row of the core is one event, with
+everything that it makes the master do but the sending.")]
+    Alloc(alloc::Settings),
     /// Run launch, runtimes, overhead and churn with their defaults
     All,
     /// The disturbed part of `isolation`
@@ -254,6 +264,7 @@ async fn measure(benchmark: &Benchmark) -> Result<Report> {
         Benchmark::Overhead(settings) => report.overhead = Some(overhead::run(settings).await?),
         Benchmark::Churn(settings) => report.churn = Some(churn::run(settings).await?),
         Benchmark::Isolation(settings) => report.isolation = Some(isolation::run(settings).await?),
+        Benchmark::Alloc(settings) => report.alloc = Some(alloc::run(settings)?),
         Benchmark::Net(settings) => report.net = Some(net::run(settings).await?),
         Benchmark::Offers(settings) => report.offers = Some(offers::run(settings).await?),
         Benchmark::Oversub(settings) => report.oversub = Some(oversub::run(settings).await?),

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::{
-    churn::Churn, isolation::Row, launch::Burst, machine::Machine, net::Net, offers::Offers,
+    alloc, churn::Churn, isolation::Row, launch::Burst, machine::Machine, net::Net, offers::Offers,
     overhead::Overhead, oversub::Oversub, runtimes::Runtimes,
 };
 
@@ -27,6 +27,8 @@ pub(crate) struct Report {
     pub(crate) oversub: Option<Oversub>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) offers: Option<Vec<Offers>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) alloc: Option<Vec<alloc::Row>>,
 }
 
 impl Report {
@@ -42,6 +44,7 @@ impl Report {
             net: None,
             oversub: None,
             offers: None,
+            alloc: None,
         }
     }
 }

@@ -4,6 +4,7 @@ use bulkhead_proto::rate::bits_per_sec;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
 use crate::{
+    alloc,
     churn::{Churn, Leavings},
     isolation::{Row, victim::Measured},
     latency::Summary,
@@ -30,6 +31,7 @@ pub(crate) fn render(report: &Report) -> String {
     parts.extend(report.net.as_ref().map(net));
     parts.extend(report.oversub.as_ref().map(oversub::render));
     parts.extend(report.offers.as_deref().map(offers::render));
+    parts.extend(report.alloc.as_deref().map(alloc::render));
     parts.join("\n\n")
 }
 
@@ -302,6 +304,7 @@ mod tests {
             net: None,
             oversub: None,
             offers: None,
+            alloc: None,
         }
     }
 
