@@ -130,6 +130,7 @@ struct Agent {
 #[derive(Default)]
 struct Framework {
     wants: Wants,
+    connected: bool,
     /// Agents that it passed on.
     passed: BTreeSet<u32>,
 }
@@ -242,7 +243,7 @@ impl Allocator {
         if self.frameworks.len() <= at(number) {
             self.frameworks.resize_with(at(number) + 1, || None);
         }
-        self.frameworks[at(number)] = Some(Framework { wants, passed: BTreeSet::new() });
+        self.frameworks[at(number)] = Some(Framework { wants, ..Framework::default() });
         number
     }
 
@@ -262,17 +263,25 @@ impl Allocator {
         let Some(Some(framework)) = self.frameworks.get_mut(at(number)) else { return };
         if framework.wants != wants {
             framework.wants = wants;
-            self.waking.insert(number);
+            self.wait(number);
         }
     }
 
     /// It waits for offers, or does not.
     pub fn set_connected(&mut self, number: u32, connected: bool) {
-        if self.wants(number).is_none() || self.tree.is_connected(number) == connected {
-            return;
+        let Some(Some(framework)) = self.frameworks.get_mut(at(number)) else { return };
+        if framework.connected != connected {
+            framework.connected = connected;
+            self.wait(number);
         }
-        self.tree.set_connected(number, connected);
-        if connected {
+    }
+
+    fn wait(&mut self, number: u32) {
+        let Some(Some(framework)) = self.frameworks.get(at(number)) else { return };
+        let Framework { wants, connected, .. } = framework;
+        let waits = [&wants.guaranteed, &wants.revocable].map(|minimum| *connected && minimum.is_some());
+        self.tree.set_waits(number, waits);
+        if waits.contains(&true) {
             self.waking.insert(number);
         }
     }
@@ -352,6 +361,10 @@ impl Allocator {
     /// The largest part of the cluster that a framework holds of any kind that counts.
     pub fn dominant_share(&self, framework: u32) -> Option<f64> {
         self.held_by(framework).map(|held| self.tree.scale().share(held))
+    }
+
+    fn is_connected(&self, framework: u32) -> bool {
+        self.frameworks.get(at(framework)).and_then(Option::as_ref).is_some_and(|f| f.connected)
     }
 
     fn wants(&self, framework: u32) -> Option<&Wants> {

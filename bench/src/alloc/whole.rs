@@ -15,6 +15,7 @@ use super::{Row, Shape, Timing, machine};
 
 const OF: &str = "core";
 const TASKS: usize = 2_000;
+const ADDED: u32 = 1_000;
 
 struct Cluster {
     core: Core,
@@ -82,8 +83,8 @@ fn register(shape: Shape, agent: u32) -> Event {
 /// Agents come one by one to frameworks that wait; everybody declines everything once; tasks are launched and end.
 pub(super) fn cluster(shape: Shape) -> Result<Vec<Row>> {
     let mut cluster = Cluster::new(shape);
-    let [mut subscribed, mut came, mut declined, mut accepted, mut ended] =
-        [Timing::new()?, Timing::new()?, Timing::new()?, Timing::new()?, Timing::new()?];
+    let [mut subscribed, mut came, mut declined, mut accepted, mut ended, mut added] =
+        [Timing::new()?, Timing::new()?, Timing::new()?, Timing::new()?, Timing::new()?, Timing::new()?];
     for framework in 0..shape.frameworks {
         cluster.step(subscribe(shape, framework), &mut subscribed);
     }
@@ -96,12 +97,16 @@ pub(super) fn cluster(shape: Shape) -> Result<Vec<Row>> {
         let message = agent_message::Message::Status(status);
         cluster.step(Event::AgentSaid { session: session(shape.frameworks + agent), message }, &mut ended);
     }
+    for agent in shape.agents..shape.agents + ADDED.min(shape.agents) {
+        cluster.step(register(shape, agent), &mut added);
+    }
     Ok(vec![
         subscribed.row(OF, "a framework subscribes", shape),
         came.row(OF, "an agent registers", shape),
         declined.row(OF, "a framework declines all its offers", shape),
         accepted.row(OF, "a task is launched, and the rest offered", shape),
         ended.row(OF, "a task ends", shape),
+        added.row(OF, "one agent more registers", shape),
     ])
 }
 

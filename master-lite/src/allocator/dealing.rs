@@ -105,7 +105,7 @@ impl Allocator {
             said == seen && self.takes(framework, deal.class, pot)
         };
         match deal.who {
-            Who::All => self.tree.first(self.is_all_kept_free(deal.class), &passes),
+            Who::All => self.tree.first(deal.class, self.is_all_kept_free(deal.class), &passes),
             Who::These(frameworks) => {
                 let able = frameworks.iter().filter_map(|&f| Some((self.tree.places(f)?, f)));
                 let mut able: Vec<_> = able.collect();

@@ -118,7 +118,7 @@ impl Allocator {
         if !pot.amounts.is_worth_offering(class) {
             return Some(Obstacle::NothingFree);
         }
-        if !self.tree.is_connected(framework) {
+        if !self.is_connected(framework) {
             return Some(Obstacle::NotConnected);
         }
         if !pot.contains(minimum) {

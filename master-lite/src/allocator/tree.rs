@@ -1,8 +1,8 @@
 //! The tree of roles and frameworks, with the siblings of each node in the policy's order.
 //!
 //! Every role has two kinds of children: the roles below it, and one *leaf* (weight 1) that its own frameworks hang
-//! under. A node is in its parent's order while it *contends*: a framework while it is connected, any other node while
-//! something below it contends and its limit leaves enough for an offer. Whatever changes a node's holdings changes
+//! under. A node is in its parent's order of a class of offers while it *contends* for them: a framework while it is
+//! connected and wants them, any other node while something below it contends and its limit leaves enough for an offer. Whatever changes a node's holdings changes
 //! those of its ancestors: an update costs the depth of the role times the logarithm of the number of siblings.
 
 use std::{
@@ -38,7 +38,10 @@ pub(super) struct Key {
 enum What {
     Role,
     Leaf,
-    Framework { connected: bool },
+    /// For offers of which classes it waits.
+    Framework {
+        waits: [bool; 2],
+    },
 }
 
 /// What is kept free for a node.
@@ -62,8 +65,10 @@ struct Node {
     need: Option<Box<Need>>,
     turn: u64,
     key: Option<Key>,
-    /// Those that contend.
-    order: BTreeSet<(Key, u32)>,
+    /// For which classes it contends.
+    contends: [bool; 2],
+    /// Those that contend, by class.
+    order: [BTreeSet<(Key, u32)>; 2],
     /// Sums of their weights, in millionths, by tier.
     weights: BTreeMap<i64, u64>,
     /// Did its limit keep something back since it last had more room?
@@ -83,7 +88,8 @@ impl Node {
             need: None,
             turn: 0,
             key: None,
-            order: BTreeSet::new(),
+            contends: [false; 2],
+            order: [BTreeSet::new(), BTreeSet::new()],
             weights: BTreeMap::new(),
             pinched: Cell::new(false),
         }
@@ -156,12 +162,12 @@ impl Tree {
             leaf
         });
         let name = self.nodes[at(leaf)].role.clone();
-        self.add(What::Framework { connected: false }, name, leaf)
+        self.add(What::Framework { waits: [false; 2] }, name, leaf)
     }
 
     /// Removes a framework, and the roles that nothing needs any more.
     pub(super) fn remove_framework(&mut self, framework: u32) {
-        self.set_connected(framework, false);
+        self.set_waits(framework, [false; 2]);
         self.set_held(framework, &Totals::default());
         let mut gone = framework;
         loop {
@@ -183,7 +189,7 @@ impl Tree {
     pub(super) fn set_role(&mut self, role: &str, settings: RoleSettings) {
         let node = self.role(role);
         // Its siblings' sum of weights has the old one.
-        self.place(node, None);
+        self.place(node, [false; 2]);
         self.guarantees |= settings.guarantee != Bundle::default();
         self.nodes[at(node)].settings = Some(Box::new(settings));
         if self.guarantees {
@@ -224,14 +230,15 @@ impl Tree {
             let name = old.role.clone();
             self.roles.remove(&name);
         }
-        self.nodes[at(node)] = Node::new(What::Framework { connected: false }, "".into(), ROOT);
+        self.nodes[at(node)] = Node::new(What::Framework { waits: [false; 2] }, "".into(), ROOT);
         self.vacant.push(node);
     }
 
     // What changes.
 
-    pub(super) fn set_connected(&mut self, framework: u32, connected: bool) {
-        self.nodes[at(framework)].what = What::Framework { connected };
+    /// For offers of which classes a framework waits.
+    pub(super) fn set_waits(&mut self, framework: u32, waits: [bool; 2]) {
+        self.nodes[at(framework)].what = What::Framework { waits };
         self.settle(framework);
     }
 
@@ -274,20 +281,22 @@ impl Tree {
     /// Shares are of another cluster from now on.
     pub(super) fn rescale(&mut self, capacity: &Totals) {
         self.scale.measure(capacity);
-        let mut orders = BTreeMap::<u32, Vec<(Key, u32)>>::new();
+        let mut orders = BTreeMap::<(u32, usize), Vec<(Key, u32)>>::new();
         for node in 1..self.nodes.len() {
             let node = u32::try_from(node).unwrap_or(u32::MAX);
             let Some(old) = self.nodes[at(node)].key else { continue };
             let key = self.key(node);
-            let parent = self.nodes[at(node)].parent;
+            let (parent, contends) = (self.nodes[at(node)].parent, self.nodes[at(node)].contends);
             self.nodes[at(node)].key = Some(key);
             if key.tier != old.tier {
                 self.move_weight(node, old.tier, key.tier);
             }
-            orders.entry(parent).or_default().push((key, node));
+            for class in (0..2).filter(|&class| contends[class]) {
+                orders.entry((parent, class)).or_default().push((key, node));
+            }
         }
-        for (parent, order) in orders {
-            self.nodes[at(parent)].order = order.into_iter().collect();
+        for ((parent, class), order) in orders {
+            self.nodes[at(parent)].order[class] = order.into_iter().collect();
         }
     }
 
@@ -302,26 +311,30 @@ impl Tree {
     fn settle(&mut self, mut node: u32) {
         while node != ROOT {
             self.renew_need(node);
-            let key = self.contends(node).then(|| self.key(node));
-            self.place(node, key);
+            let contends = self.contends(node);
+            self.place(node, contends);
             node = self.nodes[at(node)].parent;
         }
         self.renew_need(ROOT);
     }
 
-    fn place(&mut self, node: u32, key: Option<Key>) {
+    fn place(&mut self, node: u32, contends: [bool; 2]) {
+        let key = contends.contains(&true).then(|| self.key(node));
         let this = &mut self.nodes[at(node)];
         let (old, parent) = (std::mem::replace(&mut this.key, key), this.parent);
+        let did = std::mem::replace(&mut this.contends, contends);
         let weight = this.weight_millionths();
-        if old == key {
+        if (old, did) == (key, contends) {
             return;
         }
         let above = &mut self.nodes[at(parent)];
-        if let Some(old) = old {
-            above.order.remove(&(old, node));
-        }
-        if let Some(key) = key {
-            above.order.insert((key, node));
+        for (class, order) in above.order.iter_mut().enumerate() {
+            if let Some(old) = old.filter(|_| did[class]) {
+                order.remove(&(old, node));
+            }
+            if let Some(key) = key.filter(|_| contends[class]) {
+                order.insert((key, node));
+            }
         }
         if old.map(|k| k.tier) == key.map(|k| k.tier) {
             return;
@@ -334,21 +347,19 @@ impl Tree {
         }
     }
 
-    fn contends(&self, node: u32) -> bool {
+    fn contends(&self, node: u32) -> [bool; 2] {
         let this = &self.nodes[at(node)];
-        match this.what {
-            What::Framework { connected } => connected,
-            What::Role | What::Leaf => {
-                let open = this.limit_left().is_none_or(|left| {
-                    left.is_worth_offering(ResourceClass::Guaranteed)
-                        || left.is_worth_offering(ResourceClass::Revocable)
-                });
-                if !open {
-                    this.pinched.set(true);
-                }
-                open && !this.order.is_empty()
-            }
+        if let What::Framework { waits } = this.what {
+            return waits;
         }
+        let Some(left) = this.limit_left() else { return [0, 1].map(|class| !this.order[class].is_empty()) };
+        CLASSES.map(|class| {
+            let is_open = left.is_worth_offering(class);
+            if !is_open {
+                this.pinched.set(true);
+            }
+            is_open && !this.order[index(class)].is_empty()
+        })
     }
 
     fn key(&self, node: u32) -> Key {
@@ -390,20 +401,31 @@ impl Tree {
 
     // What is asked.
 
-    /// The first framework in the order that passes, below roles that all contend.
-    pub(super) fn first(&self, needy_only: bool, passes: &impl Fn(u32) -> bool) -> Option<u32> {
-        self.first_below(ROOT, needy_only, passes)
+    /// The first framework in the order of this class that passes.
+    pub(super) fn first(
+        &self,
+        class: ResourceClass,
+        needy_only: bool,
+        passes: &impl Fn(u32) -> bool,
+    ) -> Option<u32> {
+        self.first_below(ROOT, index(class), needy_only, passes)
     }
 
-    fn first_below(&self, node: u32, needy_only: bool, passes: &impl Fn(u32) -> bool) -> Option<u32> {
-        for &(key, child) in &self.nodes[at(node)].order {
+    fn first_below(
+        &self,
+        node: u32,
+        class: usize,
+        needy_only: bool,
+        passes: &impl Fn(u32) -> bool,
+    ) -> Option<u32> {
+        for &(key, child) in &self.nodes[at(node)].order[class] {
             if needy_only && key.is_satisfied {
                 return None;
             }
             let found = match self.nodes[at(child)].what {
                 What::Framework { .. } => passes(child).then_some(child),
                 // Only at the top is it known whether a guarantee is what is kept free.
-                What::Role | What::Leaf => self.first_below(child, false, passes),
+                What::Role | What::Leaf => self.first_below(child, class, false, passes),
             };
             if found.is_some() {
                 return found;
@@ -488,7 +510,8 @@ impl Tree {
         match self.nodes[at(node)].what {
             What::Framework { .. } => drop(into.insert(node)),
             What::Role | What::Leaf => {
-                self.nodes[at(node)].order.iter().for_each(|&(_, child)| self.collect(child, into));
+                let both = self.nodes[at(node)].order.iter().flatten();
+                both.for_each(|&(_, child)| self.collect(child, into));
             }
         }
     }
@@ -501,10 +524,6 @@ impl Tree {
         matches!(self.nodes[at(node)].what, What::Framework { .. })
     }
 
-    pub(super) fn is_connected(&self, node: u32) -> bool {
-        self.nodes[at(node)].what == What::Framework { connected: true }
-    }
-
     pub(super) fn is_leaf(&self, node: u32) -> bool {
         self.nodes[at(node)].what == What::Leaf
     }
@@ -513,13 +532,20 @@ impl Tree {
         self.nodes[at(node)].settings.as_deref().copied().unwrap_or_default()
     }
 
-    /// Siblings that are served before it, and all that contend beside it.
+    /// Siblings that are served before it, and all that contend beside it: for guaranteed offers, if it wants such.
     pub(super) fn place_among_siblings(&self, node: u32) -> (usize, usize) {
         let this = &self.nodes[at(node)];
-        let order = &self.nodes[at(this.parent)].order;
+        let order = &self.nodes[at(this.parent)].order[usize::from(!this.contends[0])];
         let before = this.key.map_or(order.len(), |key| order.range(..(key, node)).count());
         (before, order.len())
     }
+}
+
+/// In the order of [`index`].
+const CLASSES: [ResourceClass; 2] = [ResourceClass::Guaranteed, ResourceClass::Revocable];
+
+fn index(class: ResourceClass) -> usize {
+    usize::from(class == ResourceClass::Revocable)
 }
 
 fn count_out(weights: &mut BTreeMap<i64, u64>, tier: i64, weight: u64) {
