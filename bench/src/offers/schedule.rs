@@ -4,13 +4,13 @@ use std::time::Duration;
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 /// Strangers come so far apart...
-const GAP_MS: std::ops::Range<u64> = 4000..14_000;
+const GAP_MS: std::ops::Range<u64> = 8000..28_000;
 /// ... and stay this long, so that there are mostly one or two.
-const STAY_MS: std::ops::Range<u64> = 10_000..35_000;
+const STAY_MS: std::ops::Range<u64> = 15_000..55_000;
 /// Of the machine's CPU.
-const STRANGER_CPU_PERCENT: std::ops::Range<u64> = 10..35;
+const STRANGER_CPU_PERCENT: std::ops::Range<u64> = 5..20;
 /// Of the machine's memory.
-const STRANGER_MEM_PERCENT: std::ops::Range<u64> = 4..15;
+const STRANGER_MEM_PERCENT: std::ops::Range<u64> = 3..10;
 /// How long a guaranteed task keeps a level, and which part of its grant that is.
 const LEVEL_MS: std::ops::Range<u64> = 2000..6000;
 const LEVEL_PERCENT: std::ops::Range<u64> = 10..80;
@@ -105,7 +105,7 @@ mod tests {
         assert_ne!(some(3), some(4));
         let stays = some(3);
         assert!(stays.is_sorted_by_key(|stay| stay.from));
-        assert!(stays.iter().all(|stay| stay.until > stay.from && (400..1400).contains(&stay.cpu_milli)));
+        assert!(stays.iter().all(|stay| stay.until > stay.from && (200..800).contains(&stay.cpu_milli)));
         let slot = Duration::from_secs(9);
         let moments = moments(1, 20, slot);
         assert!(moments.windows(2).all(|two| two[1] - two[0] >= slot / 3 * 2));
