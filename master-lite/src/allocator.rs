@@ -45,8 +45,8 @@
 //! # Cost
 //! An update or an offer costs the depth of the role times the logarithm of the number of siblings, and a look at each
 //! framework that passes. Nothing is done for what has not changed. Shares are measured against the capacity of a moment
-//! ago, to 1 %: when it has changed by more, all orders are made anew. Memory: about 300 bytes an agent, 500 a framework, and
-//! 200 for each framework that passed on an agent in its present round.
+//! ago, to 1 %: when it has changed by more, all orders are made anew. Memory: a few hundred bytes for each agent, for each
+//! framework, and for each framework that passed on an agent in that agent's present round.
 
 mod bundle;
 mod dealing;
