@@ -13,8 +13,8 @@ use crate::qos::Thresholds;
 pub struct QosConfig {
     /// Are revocable tasks held to less while guaranteed ones wait?
     pub enabled: bool,
-    /// Guaranteed tasks may wait for a CPU in this percentage of the time. They also wait for each other, and more so
-    /// the fuller the machine: below ten percent that alone would be taken for interference.
+    /// Guaranteed tasks may wait for a CPU on which others run in this percentage of the time. Threads of the kernel and services
+    /// of the system are among the others: they alone take up to a few percent.
     pub cpu_stall_percent: u32,
     /// A quarter of it, once 99 of 100 waits took up to this or more: few waits can be the ones that somebody's customers see. The
     /// kernel's slices are 3 to 4 ms long, so a CPU that is shared fairly has waits of that length.
@@ -35,7 +35,7 @@ impl Default for QosConfig {
     fn default() -> Self {
         Self {
             enabled: true,
-            cpu_stall_percent: 10,
+            cpu_stall_percent: 5,
             runqueue_p99_usec: 8000,
             mem_stall_percent: 2,
             io_stall_percent: 40,

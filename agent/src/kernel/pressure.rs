@@ -95,7 +95,16 @@ impl MemoryTrigger {
     }
 }
 
-/// Wakes when any process of a cgroup stood still for a part of half a second, at most once in that time.
+/// Who stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stall {
+    /// At least one process.
+    Some,
+    /// All that have something to do. For a CPU each one counts for itself: somebody else ran there. Linux 5.13.
+    Full,
+}
+
+/// Wakes when processes of a cgroup stood still for a part of half a second, at most once in that time.
 ///
 /// To be called as root: the kernel lets nobody else look so often.
 #[derive(Debug)]
@@ -108,9 +117,18 @@ impl StallTrigger {
     ///
     /// # Errors
     /// As [`MemoryTrigger::arm`].
-    pub fn arm(cgroup: &Cgroup, file: &'static str, permille: u64) -> Result<Self, CgroupError> {
+    pub fn arm(
+        cgroup: &Cgroup,
+        file: &'static str,
+        stall: Stall,
+        permille: u64,
+    ) -> Result<Self, CgroupError> {
         let stall_usec = SHORT_WINDOW.as_micros() * u128::from(permille.clamp(1, 1000)) / 1000;
-        let order = format!("some {stall_usec} {}", SHORT_WINDOW.as_micros());
+        let who = match stall {
+            Stall::Some => "some",
+            Stall::Full => "full",
+        };
+        let order = format!("{who} {stall_usec} {}", SHORT_WINDOW.as_micros());
         set(cgroup, file, &order).map(|file| Self { file })
     }
 }

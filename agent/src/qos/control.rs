@@ -17,7 +17,7 @@ use crate::{
     keeper::{Message, Sender},
     kernel::{
         cgroupfs::CgroupError,
-        pressure::{CPU_PRESSURE, IO_PRESSURE, MEMORY_PRESSURE, StallTrigger, Woken, wait_for_any},
+        pressure::{CPU_PRESSURE, IO_PRESSURE, MEMORY_PRESSURE, Stall, StallTrigger, Woken, wait_for_any},
         priority,
     },
     measure::{runqueue::LatestWaits, tasks::Watched},
@@ -113,19 +113,18 @@ pub fn spawn(parts: Parts, thresholds: &Thresholds) -> Result<Protection, Contro
 }
 
 fn arm(tree: &Tree, thresholds: &Thresholds) -> Result<Vec<StallTrigger>, CgroupError> {
-    let of = |branch, file, resource| {
-        StallTrigger::arm(&tree.branch(branch), file, thresholds.of(resource).div_ceil(NOTICED_PART))
+    let waits = [
+        (Branch::Guaranteed, CPU_PRESSURE, Stall::Full, Resource::Cpu),
+        (Branch::Guaranteed, MEMORY_PRESSURE, Stall::Some, Resource::Memory),
+        (Branch::Guaranteed, IO_PRESSURE, Stall::Some, Resource::Io),
+        (Branch::Exclusive, MEMORY_PRESSURE, Stall::Some, Resource::Memory),
+        (Branch::Exclusive, IO_PRESSURE, Stall::Some, Resource::Io),
+    ];
+    let arm = |(branch, file, stall, resource)| {
+        let permille = thresholds.of(resource).div_ceil(NOTICED_PART);
+        StallTrigger::arm(&tree.branch(branch), file, stall, permille)
     };
-    [
-        (Branch::Guaranteed, CPU_PRESSURE, Resource::Cpu),
-        (Branch::Guaranteed, MEMORY_PRESSURE, Resource::Memory),
-        (Branch::Guaranteed, IO_PRESSURE, Resource::Io),
-        (Branch::Exclusive, MEMORY_PRESSURE, Resource::Memory),
-        (Branch::Exclusive, IO_PRESSURE, Resource::Io),
-    ]
-    .into_iter()
-    .map(|(branch, file, resource)| of(branch, file, resource))
-    .collect()
+    waits.into_iter().map(arm).collect()
 }
 
 struct Control {

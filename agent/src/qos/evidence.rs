@@ -88,12 +88,17 @@ impl Evidence {
 
     /// How much of the time some guaranteed task waited for what others may have.
     ///
-    /// The kernel counts a task that is at its own limits among those that wait. So time at a CPU cap is taken off, and memory is
-    /// waited for only where the machine is short of it: with plenty, whoever waits does so at its own limit.
+    /// Guaranteed tasks wait for each other, too. So of the time in which they waited for a CPU only that counts in which none of them
+    /// ran there: the kernel's `full`, which it adds up for each CPU apart. It counts a task that is at its own limits among those
+    /// that wait. So time at a CPU cap is taken off, and memory is waited for only where the machine is short of it: with plenty,
+    /// whoever waits does so at its own limit.
     pub(super) fn waited_permille(&self, resource: Resource) -> u64 {
         let some = |stalled: Option<Stalled>| stalled.map_or(0, |stalled| stalled.some_permille);
         match resource {
-            Resource::Cpu => some(self.waited.cpu).saturating_sub(self.throttled_permille),
+            Resource::Cpu => {
+                let full = self.waited.cpu.map_or(0, |stalled| stalled.full_permille);
+                full.saturating_sub(self.throttled_permille)
+            }
             Resource::Memory if self.available_permille.is_some_and(|part| part >= PLENTY_PERMILLE) => 0,
             Resource::Memory => some(self.waited.mem),
             Resource::Io => some(self.waited.io),
@@ -172,9 +177,9 @@ mod tests {
     #[test]
     fn what_happened_between_two_looks() {
         let start = Instant::now();
-        let at = |ms, some_usec, cpu_usec| Counted {
+        let at = |ms, full_usec, cpu_usec| Counted {
             cpu_usec,
-            ..counted(start + Duration::from_millis(ms), some_usec)
+            ..counted(start + Duration::from_millis(ms), full_usec)
         };
         let seen = Evidence::between(&at(0, 1000, 5000), &at(100, 31_000, 155_000));
         assert_eq!((seen.waited_permille(Resource::Cpu), seen.cpu_milli), (300, 1500));
@@ -185,8 +190,9 @@ mod tests {
         assert_eq!((still.waited_permille(Resource::Cpu), still.cpu_milli), (0, 0));
     }
 
-    fn counted(at: Instant, some_usec: u64) -> Counted {
-        let cpu = Some(StallCount { some_usec, full_usec: 0 });
+    /// Waiting for others.
+    fn counted(at: Instant, full_usec: u64) -> Counted {
+        let cpu = Some(StallCount { some_usec: 2 * full_usec, full_usec });
         let stalls = [Stalls { cpu, ..Stalls::default() }, Stalls::default()];
         Counted { at, stalls, cpu_usec: 0, disk: None }
     }
@@ -206,8 +212,15 @@ mod tests {
     }
 
     #[test]
+    fn a_crowd_of_guaranteed_tasks_waits_for_nobody_else() {
+        let cpu = Some(Stalled { some_permille: 900, full_permille: 20 });
+        let seen = Evidence { waited: Stalls { cpu, ..Stalls::default() }, ..Evidence::default() };
+        assert_eq!(seen.waited_permille(Resource::Cpu), 20);
+    }
+
+    #[test]
     fn nobody_is_blamed_for_what_it_cannot_have_done() {
-        let stalled = Some(Stalled { some_permille: 400, full_permille: 0 });
+        let stalled = Some(Stalled { some_permille: 400, full_permille: 400 });
         let seen = Evidence {
             waited: Stalls { cpu: stalled, mem: stalled, io: stalled },
             cpu_milli: 120,
@@ -238,7 +251,7 @@ mod tests {
 
     #[test]
     fn who_waits_at_its_own_limit_is_not_kept_waiting() {
-        let stalled = Some(Stalled { some_permille: 400, full_permille: 0 });
+        let stalled = Some(Stalled { some_permille: 400, full_permille: 400 });
         let seen = Evidence {
             waited: Stalls { cpu: stalled, mem: stalled, io: stalled },
             throttled_permille: 350,

@@ -34,7 +34,7 @@ const WHOLE_PERIOD_USEC: u64 = 100_000;
 /// When to correct, and when not to any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Thresholds {
-    /// Guaranteed tasks may wait this much of the time.
+    /// Guaranteed tasks may wait for others this much of the time.
     pub cpu_permille: u64,
     /// A quarter of it, where 99 of 100 waits for a CPU took up to this or more: few waits, but long ones.
     pub runqueue_p99_usec: u64,

@@ -8,8 +8,9 @@ pub(crate) mod protection;
 mod watch;
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -21,7 +22,10 @@ use bulkhead_testkit::{
 use clap::ValueEnum;
 use indicatif::ProgressBar;
 use serde::Serialize;
-use tokio::time::{sleep, timeout_at};
+use tokio::{
+    process::{Child, Command},
+    time::{sleep, timeout_at},
+};
 
 use self::{protection::Protection, watch::Watch};
 use super::{
@@ -36,8 +40,8 @@ use crate::latency::{Latencies, Summary};
 pub(crate) enum By {
     /// Revocable threads, while the service works. Where the scheduler keeps all of them off, there is nothing to squeeze for.
     Revocable,
-    /// Guaranteed threads, all on one CPU, while revocable ones fill the others: guaranteed tasks wait at once, whatever the
-    /// scheduler does, and it could be for the revocable ones. Not on a machine of one CPU.
+    /// Guaranteed threads, all on one CPU that a stranger has too, while revocable ones fill the others: guaranteed tasks wait at once,
+    /// whatever the scheduler does, and it could be for the revocable ones. Not on a machine of one CPU.
     Guaranteed,
 }
 
@@ -89,13 +93,19 @@ pub(super) async fn measure(plan: &Plan, count: u64, bar: &ProgressBar) -> Resul
     for by in both.into_iter().filter(|by| plan.cpus > 1 || *by == By::Revocable) {
         bar.set_message(format!("onsets by {} tasks", by.name()));
         let share = count / 2 + count % 2 * u64::from(by == By::Guaranteed);
-        kinds.push(of_kind(plan, &cluster, by, share, bar).await?);
+        kinds.push(of_kind(plan, (&cluster, dir.path()), by, share, bar).await?);
     }
     cluster.finish().await?;
     Ok(Onsets { kinds })
 }
 
-async fn of_kind(plan: &Plan, cluster: &Cluster, by: By, count: u64, bar: &ProgressBar) -> Result<Kind> {
+async fn of_kind(
+    plan: &Plan,
+    (cluster, dir): (&Cluster, &Path),
+    by: By,
+    count: u64,
+    bar: &ProgressBar,
+) -> Result<Kind> {
     let framework = framework(cluster).await?;
     framework.start(plan.seldom(SELDOM).service_task(cluster.port(0))).await?;
     let crowd_milli = plan.cpus * CROWD * 1000;
@@ -104,6 +114,10 @@ async fn of_kind(plan: &Plan, cluster: &Cluster, by: By, count: u64, bar: &Progr
     let class = match by {
         By::Revocable => "revocable",
         By::Guaranteed => "guaranteed",
+    };
+    let _stranger = match by {
+        By::Revocable => None,
+        By::Guaranteed => Some(stranger(plan, dir)?),
     };
     if by == By::Guaranteed {
         let crowd = Batch { on_one_cpu: true, ..plan.batch(CROWD * 1000) };
@@ -131,6 +145,14 @@ async fn of_kind(plan: &Plan, cluster: &Cluster, by: By, count: u64, bar: &Progr
     framework.teardown().await?;
     let from_onset = (answered > 0).then(|| times.summary());
     Ok(Kind { by, answered, unanswered: count - answered, from_onset })
+}
+
+/// No task, on the CPU that guaranteed threads will want; it works in this directory, and ends when it is dropped.
+fn stranger(plan: &Plan, dir: &Path) -> Result<Child> {
+    let work = Batch { on_one_cpu: true, ..plan.batch(1000) };
+    let mut command = Command::new(env::current_exe().context("find this program")?);
+    command.args(work.arguments()).current_dir(dir).stdin(Stdio::null()).kill_on_drop(true);
+    command.spawn().context("start a stranger")
 }
 
 /// Thaws it, and waits for the squeeze.

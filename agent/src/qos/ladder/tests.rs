@@ -16,7 +16,7 @@ const THRESHOLDS: Thresholds = Thresholds {
 const ALL_MEANS: Means = Means { cpu: true, io: true };
 
 fn evidence(waited: [u64; 3], tasks: usize) -> Evidence {
-    let stalled = |some_permille| Some(Stalled { some_permille, full_permille: 0 });
+    let stalled = |permille| Some(Stalled { some_permille: permille, full_permille: permille });
     let [cpu, mem, io] = waited.map(stalled);
     let task = |n| Candidate { task: ("f".to_owned(), format!("t{n}")), mem_bytes: 100 << 20 };
     Evidence {

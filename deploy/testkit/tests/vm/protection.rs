@@ -11,6 +11,9 @@ use bulkhead_testkit::{
     http, trials,
 };
 use libtest_mimic::Trial;
+use tokio::process::{Child, Command};
+
+const BURN: &str = "while :; do :; done";
 
 pub(crate) fn tests() -> Vec<Trial> {
     trials![
@@ -38,26 +41,27 @@ async fn until_step(cluster: &Cluster, step: &str) -> Result<()> {
     .await
 }
 
-/// Starts a revocable task that burns all it may have, and then a guaranteed one that keeps itself waiting, which no correction
-/// can help.
-async fn interfere(cluster: &Cluster) -> Result<Framework> {
+/// Starts a revocable task that burns all it may have, and then a guaranteed one that waits for a stranger, which no correction can
+/// help; the stranger is gone when it is dropped.
+async fn interfere(cluster: &Cluster) -> Result<(Framework, Child)> {
     let info = FrameworkInfo {
         name: "way".into(),
         classes: vec![ResourceClass::Guaranteed.into(), ResourceClass::Revocable.into()],
         ..FrameworkInfo::default()
     };
     let framework = Framework::subscribe_as(cluster.master_channel().await?, info, true).await?;
-    framework.start(Task::shell("lent", "while :; do :; done").cpu_milli(400).revocable()).await?;
-    // All on one processor, so that the other is left to the revocable one; and no cap.
-    let crowd = "taskset -p -c 0 $$; for i in 1 2 3; do while :; do :; done & done; wait";
-    framework.start(Task::shell("crowd", crowd).cpu_milli(300).cpu_burst()).await?;
-    Ok(framework)
+    framework.start(Task::shell("lent", BURN).cpu_milli(400).revocable()).await?;
+    // Both on one processor, so that the other is left to the revocable task; and no cap.
+    let waiting = Task::new("waiting", ["taskset", "-c", "0", "sh", "-c", BURN]);
+    framework.start(waiting.cpu_milli(300).cpu_burst()).await?;
+    let stranger = Command::new("taskset").args(["-c", "0", "sh", "-c", BURN]).kill_on_drop(true).spawn();
+    Ok((framework, stranger.context("start a stranger")?))
 }
 
 /// So all corrections happen, one after the other, and are taken back.
 async fn revocable_tasks_make_way_and_get_all_back_where_that_does_not_help() -> Result<()> {
     let cluster = Cluster::start(Options { qos: true, ..Options::default() }).await?;
-    let framework = interfere(&cluster).await?;
+    let (framework, _stranger) = interfere(&cluster).await?;
     for step in ["squeeze", "freeze", "absolve"] {
         until_step(&cluster, step).await?;
     }
@@ -78,7 +82,7 @@ async fn revocable_tasks_are_let_go_when_the_agent_stops_and_when_it_comes_back_
     fs::write(config.path(), "[qos]\npatience_ms = 3600000\n")?;
     let agent_args = vec!["--config".to_owned(), config.path().display().to_string()];
     let mut cluster = Cluster::start(Options { qos: true, agent_args, ..Options::default() }).await?;
-    let framework = interfere(&cluster).await?;
+    let (framework, mut stranger) = interfere(&cluster).await?;
     let cgroup = cluster.cgroup()?;
     let cap = || fs::read_to_string(cgroup.join("revocable/cpu.max"));
     let squeezed = || async {
@@ -94,11 +98,8 @@ async fn revocable_tasks_are_let_go_when_the_agent_stops_and_when_it_comes_back_
     until("the last squeeze, again", squeezed).await?;
     cluster.kill_agent_hard().await?;
     assert_eq!(cap()?, LEAST, "nobody was there to take it back");
-    // Or it would be squeezed again.
-    let crowd = fs::read_dir(cgroup.join("guaranteed"))?.flatten().map(|entry| entry.path());
-    for task in crowd.filter(|path| path.is_dir()) {
-        fs::write(task.join("cgroup.kill"), "1")?;
-    }
+    // Or they would be squeezed again.
+    stranger.kill().await?;
     cluster.restart_agent().await?;
     assert_ne!(cap()?, LEAST, "the agent before was killed");
     framework.teardown().await?;
