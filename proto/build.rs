@@ -3,10 +3,10 @@
 use std::error::Error;
 
 const INCLUDE: &str = "proto";
-const FILES: [&str; 6] = ["types", "provenance", "link", "scheduler", "operator", "agent"];
+const FILES: [&str; 7] = ["types", "provenance", "link", "scheduler", "allocation", "operator", "agent"];
 
 /// Fields that hold an enum, and its type: JSON shows the name instead of the number.
-const ENUM_FIELDS: [(&str, &str); 16] = [
+const ENUM_FIELDS: [(&str, &str); 19] = [
     ("Grant.class", "ResourceClass"),
     ("Offer.class", "ResourceClass"),
     ("TaskStatus.state", "TaskState"),
@@ -23,6 +23,9 @@ const ENUM_FIELDS: [(&str, &str); 16] = [
     ("NetRule.protocol", "Protocol"),
     ("KindOrigin.reserve_for", "HeldBackFor"),
     ("LendingOrigin.nothing_lent", "NothingLent"),
+    ("SharePlace.kind", "PlaceKind"),
+    ("AgentsNotOffered.why", "WhyNotOffered"),
+    ("AgentForFramework.why", "WhyNotOffered"),
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -47,6 +50,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     config = config.field_attribute(
         "bulkhead.v1.NetOptions.sockets",
         "#[serde(serialize_with = \"crate::json::enum_names::<SocketKind, _>\")]",
+    );
+    config = config.field_attribute(
+        "bulkhead.v1.ExplainFrameworkResponse.classes",
+        "#[serde(serialize_with = \"crate::json::enum_names::<ResourceClass, _>\")]",
     );
     config.compile_fds(descriptors)?;
     Ok(())

@@ -66,11 +66,11 @@ use std::{
 use bulkhead_proto::v1::{ResourceClass, Resources};
 
 pub use bundle::{
-    Bundle, CPU, KINDS, MEM, MIN_OFFER_CPU_MILLI, MIN_OFFER_MEM_BYTES, PORTS, REVOCABLE_CPU, Totals,
-    kind_name, kind_named,
+    Bundle, CPU, KINDS, MEM, MIN_OFFER_CPU_MILLI, MIN_OFFER_MEM_BYTES, NoSuchKind, PORTS, REVOCABLE_CPU,
+    Totals, kind_called, kind_name, kind_named,
 };
 pub use dealing::MIN_PART_CPU_MILLI;
-pub use explain::{Explanation, Obstacle, Place};
+pub use explain::{Explanation, Obstacle, Place, RoleStanding};
 pub use policy::{Drf, Policy, Priority, Rank, Standing};
 pub use pot::Pot;
 pub use roles::{
@@ -188,6 +188,12 @@ impl Allocator {
     /// Takes over what an operator says of a role; [`check_roles`] says what can be kept. Holds from the next allocation on.
     pub fn set_role(&mut self, role: &str, settings: RoleSettings) {
         self.tree.set_role(role, settings);
+        self.wake_all();
+    }
+
+    /// Forgets what an operator said of a role.
+    pub fn clear_role(&mut self, role: &str) {
+        self.tree.clear_role(role);
         self.wake_all();
     }
 

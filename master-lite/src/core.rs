@@ -8,7 +8,8 @@
 //!  AgentRegister, AgentSaid ──> agents ──┐                      ┌──> ToAgent
 //!  Subscribe, Call ──> frameworks ───────┼──> ledger, tasks ────┼──> ToScheduler
 //!  StopTask, ResizeTask ──> statuses, ───┤          │           └──> Close, Answer, Log
-//!                           resizing     │          │
+//!  SetRole                  resizing,    │          │
+//!                           roles        │          │
 //!  Tick ──> timers ──────────────────────┘      offering (allocator), at the end of every step
 //! ```
 
@@ -16,12 +17,14 @@ mod accept;
 mod agents;
 mod effect;
 mod event;
+mod explaining;
 mod frameworks;
 mod listing;
 mod locality;
 mod numbers;
 mod offering;
 mod resizing;
+mod roles;
 mod statuses;
 
 use std::collections::BTreeSet;
@@ -30,9 +33,11 @@ use bulkhead_proto::v1::{Rescind, master_message, scheduler_event};
 
 pub use effect::{Closing, Effect, ResizeError, Severity, StopError};
 pub use event::Event;
+pub use explaining::{EXAMPLES, ExplainError};
 pub use listing::{Amounts, Counters, Gauges, PAGE_BYTES, PageTokenError};
 pub use offering::Stopwatch;
 pub use resizing::Resizing;
+pub use roles::SetRoleError;
 
 use self::{numbers::Numbers, offering::NoStopwatch};
 use crate::{
@@ -136,6 +141,7 @@ impl Core {
             Event::SessionEnded { session } => self.session_ended(session),
             Event::StopTask { request, stop } => self.stop_task(request, &stop),
             Event::ResizeTask { request, resize } => self.resize_for_operator(request, &resize),
+            Event::SetRole { request, set } => self.set_role(request, &set),
             Event::Tick => {}
         }
         for timer in self.timers.take_due(self.now) {

@@ -5,8 +5,9 @@ mod clients;
 
 use bulkhead_master::{Config, ServeError, serve};
 use bulkhead_proto::v1::{
-    Accept, AcknowledgeStatus, AgentMessage, Detach, Heartbeat, ListTasksRequest, Reconcile, SchedulerCall,
-    StopTaskRequest, TaskReason, TaskState, agent_link_client::AgentLinkClient, agent_message,
+    Accept, AcknowledgeStatus, AgentMessage, Amounts, Detach, ExplainFrameworkRequest, Heartbeat,
+    ListRolesRequest, ListTasksRequest, Reconcile, SchedulerCall, SetRoleRequest, StopTaskRequest,
+    TaskReason, TaskState, agent_link_client::AgentLinkClient, agent_message,
     operator_client::OperatorClient, scheduler_call::Call, scheduler_client::SchedulerClient,
     scheduler_event::Event,
 };
@@ -277,5 +278,38 @@ async fn a_client_that_breaks_off_in_the_middle_changes_nothing() {
     let mut framework = SchedulerEnd::subscribe(&master, "f").await;
     framework.call(Call::Reconcile(Reconcile { task_ids: vec!["t".into()] })).await;
     assert_eq!(framework.update().await.task_id, "t");
+    master.stop().await;
+}
+
+#[tokio::test]
+async fn operators_set_roles_and_ask_why() {
+    let master = Master::start(Config::default()).await;
+    let _agent = AgentEnd::register(&master, "a", resources(4_000, 1 << 30)).await;
+    let mut framework = SchedulerEnd::subscribe(&master, "f").await;
+    framework.offer().await;
+    let mut operator = OperatorClient::connect(master.url()).await.unwrap();
+    let kinds = [("cpu_milli".to_owned(), 2_000)].into();
+    let set = SetRoleRequest {
+        role: "default".into(),
+        limit: Some(Amounts { kinds }),
+        ..SetRoleRequest::default()
+    };
+    let settings = operator.set_role(set.clone()).await.unwrap().into_inner().settings.unwrap();
+    assert_eq!(settings.limit["cpu_milli"], 2_000);
+    let roles = operator.list_roles(ListRolesRequest {}).await.unwrap().into_inner().roles;
+    assert_eq!((roles.len(), roles[0].is_set, roles[0].held["cpu_milli"]), (1, true, 4_000));
+    let bad = SetRoleRequest { weight: Some(f64::NAN), ..set.clone() };
+    assert_eq!(operator.set_role(bad).await.unwrap_err().code(), Code::InvalidArgument);
+    let kinds = [("cpu_milli".to_owned(), 3_000)].into();
+    let impossible = SetRoleRequest { limit: None, guarantee: Some(Amounts { kinds }), ..set };
+    assert_eq!(operator.set_role(impossible).await.unwrap_err().code(), Code::FailedPrecondition);
+
+    let ask = |framework_id: &str| ExplainFrameworkRequest {
+        framework_id: framework_id.into(),
+        ..ExplainFrameworkRequest::default()
+    };
+    let why = operator.explain_framework(ask("f")).await.unwrap().into_inner();
+    assert_eq!((why.offer_count, why.room["cpu_milli"], why.entitled_share), (1, 0, 1.0));
+    assert_eq!(operator.explain_framework(ask("g")).await.unwrap_err().code(), Code::NotFound);
     master.stop().await;
 }

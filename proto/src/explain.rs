@@ -10,6 +10,8 @@ use crate::{
     },
 };
 
+pub mod framework;
+
 /// One number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {

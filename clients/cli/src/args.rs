@@ -6,16 +6,18 @@ use bulkhead_proto::{
     resources::PortSet,
     v1::{Artifact, ResourceClass},
 };
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 mod artifact;
 mod fence;
 mod grant;
 mod peer;
+mod roles;
 
 use artifact::parse_artifact;
 pub(crate) use fence::FenceArgs;
 pub(crate) use grant::GrantArgs;
+pub(crate) use roles::{RolesAction, RolesArgs, SetRoleArgs};
 
 use crate::{
     connect::Address,
@@ -42,7 +44,8 @@ Cluster:
   agents      List agents with what each has, holds and may offer
   offers      List offers that frameworks hold now
   frameworks  List frameworks
-  explain     Say where each number of an offer comes from
+  roles       List roles, or change their weights and quotas
+  explain     Say where the numbers of an offer come from, and who is offered what
 
   help        Explain a command
 
@@ -179,16 +182,25 @@ Examples:
     /// List frameworks
     #[command(after_help = LIST_JSON)]
     Frameworks,
-    /// Say where each number of an offer comes from
+    /// List roles, or change their weights and quotas
     ///
-    /// Asks the agent itself: what it has, what is granted, what it keeps back and for whom, what it lends and which
-    /// prediction that rests on, as of this moment.
+    /// What each role has been given and holds, frameworks and roles below it included.
+    #[command(after_help = LIST_JSON)]
+    Roles(RolesArgs),
+    /// Say where the numbers of an offer come from, and who is offered what
+    ///
+    /// With --agent, asks the agent itself: what it has, what is granted, what it keeps back and for whom, what it lends
+    /// and which prediction that rests on, as of this moment. With --framework, asks the master: the shares of the
+    /// framework and of the roles above it, what it is entitled to, what quotas leave for it, and why it is not offered
+    /// which agents. With both, the master says why this framework is or is not offered this agent.
     #[command(after_long_help = "\
 Examples:
   bulkhead explain --agent node7.example
+  bulkhead explain --framework batch
+  bulkhead explain --framework batch --agent node7.example
   bulkhead --json explain --agent 3f2a | jq '.provenance.revocable_cpu'
 
-With --json: one document, the agent's answer; fields carry their unit.")]
+With --json: one document, the answer; fields carry their unit.")]
     Explain(ExplainArgs),
     /// Show what the kernel refused or ended
     ///
@@ -326,10 +338,14 @@ pub(crate) struct ResizeArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("what").required(true).multiple(true))]
 pub(crate) struct ExplainArgs {
     /// The agent: its id, the start of one, or its host name
-    #[arg(long, value_name = "ID|HOSTNAME")]
-    pub(crate) agent: String,
+    #[arg(long, value_name = "ID|HOSTNAME", group = "what")]
+    pub(crate) agent: Option<String>,
+    /// The framework: its id, the start of one, or its name
+    #[arg(long, value_name = "ID|NAME", group = "what")]
+    pub(crate) framework: Option<String>,
 }
 
 #[derive(Debug, Args)]

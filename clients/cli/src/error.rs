@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::{agent_ref::AgentRefError, task_ref::TaskRefError};
+use crate::{agent_ref::AgentRefError, framework_ref::FrameworkRefError, task_ref::TaskRefError};
 
 /// Exit status of a command that could not do what was asked.
 pub(crate) const FAILED: u8 = 1;
@@ -32,6 +32,8 @@ pub(crate) enum CliError {
     OutputIncomplete { task_id: String, cause: String },
     #[error(transparent)]
     AgentRef(#[from] AgentRefError),
+    #[error(transparent)]
+    FrameworkRef(#[from] FrameworkRefError),
     #[error(transparent)]
     TaskRef(#[from] TaskRefError),
     #[error("{failed} of {asked} {noun} failed")]

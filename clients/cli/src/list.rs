@@ -6,8 +6,8 @@ use std::{
 };
 
 use bulkhead_proto::v1::{
-    AgentEntry, ListAgentsRequest, ListFrameworksRequest, ListOffersRequest, ListTasksRequest, Task,
-    operator_client::OperatorClient,
+    AgentEntry, FrameworkEntry, ListAgentsRequest, ListFrameworksRequest, ListOffersRequest,
+    ListTasksRequest, Task, operator_client::OperatorClient,
 };
 use serde::Serialize;
 use tokio::time::timeout;
@@ -53,8 +53,7 @@ pub(crate) async fn offers(address: &Address, screen: Screen) -> Result<(), CliE
 
 /// `bulkhead frameworks`.
 pub(crate) async fn frameworks(address: &Address, screen: Screen) -> Result<(), CliError> {
-    let answer = operator(address).await?.list_frameworks(ListFrameworksRequest {}).await;
-    let frameworks = answer.map_err(refused_by_master("ListFrameworks"))?.into_inner().frameworks;
+    let frameworks = frameworks_of(&mut operator(address).await?).await?;
     show(screen, &frameworks, "no frameworks", View::frameworks)
 }
 
@@ -90,6 +89,14 @@ pub(crate) async fn tasks(
 pub(crate) async fn agents_of(operator: &mut OperatorClient<Channel>) -> Result<Vec<AgentEntry>, CliError> {
     let answer = operator.list_agents(ListAgentsRequest {}).await;
     Ok(answer.map_err(refused_by_master("ListAgents"))?.into_inner().agents)
+}
+
+/// The frameworks that the master knows.
+pub(crate) async fn frameworks_of(
+    operator: &mut OperatorClient<Channel>,
+) -> Result<Vec<FrameworkEntry>, CliError> {
+    let answer = operator.list_frameworks(ListFrameworksRequest {}).await;
+    Ok(answer.map_err(refused_by_master("ListFrameworks"))?.into_inner().frameworks)
 }
 
 /// The agents, where the master answers soon: for messages that are good enough without.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! args -> connect -> run                       a framework of one task; master and agent
-//!                 -> list, logs, kill, resize, events, explain  questions and orders; master, agents
+//!                 -> list, logs, kill, resize, events, explain, roles  questions and orders; master, agents
 //!                          -> table, log_sink -> screen
 //! ```
 
@@ -14,6 +14,7 @@ mod connect;
 mod error;
 mod events;
 mod explain;
+mod framework_ref;
 mod kill;
 mod list;
 mod log_sink;
@@ -21,6 +22,7 @@ mod log_stream;
 mod logs;
 mod quantity;
 mod resize;
+mod roles;
 mod run;
 mod screen;
 mod table;
@@ -78,6 +80,7 @@ async fn dispatch(cli: &Cli, screen: Screen) -> Result<u8, CliError> {
         Command::Offers => list::offers(master, screen).await,
         Command::Agents => list::agents(master, screen).await,
         Command::Frameworks => list::frameworks(master, screen).await,
+        Command::Roles(args) => roles::roles(master, screen, args).await,
         Command::Explain(args) => explain::explain(master, screen, args).await,
         Command::Events(args) => events::events(master, screen, args).await,
     }

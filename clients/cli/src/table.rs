@@ -1,12 +1,18 @@
 //! Lists as people read them: one line a thing, columns that line up, no lines drawn.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use bulkhead_proto::{
-    explain::Line,
+    explain::{
+        Line,
+        framework::{amount, percent},
+    },
     v1::{
         AgentEntry, DataAccess, Event, EventKind, FrameworkEntry, NodePressure, Offer, Protocol, Resources,
-        Task, TaskState,
+        RoleEntry, Task, TaskState,
     },
 };
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
@@ -127,7 +133,25 @@ impl View {
         self.table(&header, frameworks.iter().map(row))
     }
 
-    /// Where the numbers of an agent come from, one line each.
+    /// Roles: what each was given, and what it holds.
+    pub(crate) fn roles(&self, roles: &[RoleEntry]) -> String {
+        let header = ["ROLE", "WEIGHT", "PRIORITY", "LIMIT", "GUARANTEE", "HELD", "SHARE", "FRAMEWORKS"];
+        let row = |role: &RoleEntry| {
+            let mut row = role_cells(role);
+            row.push(Cell::new(amounts_text(&role.held)));
+            row.push(Cell::new(percent(role.dominant_share)));
+            row.push(Cell::new(role.framework_count));
+            row
+        };
+        self.table(&header, roles.iter().map(row))
+    }
+
+    /// What was said of a role.
+    pub(crate) fn role_settings(&self, role: &RoleEntry) -> String {
+        self.table(&["ROLE", "WEIGHT", "PRIORITY", "LIMIT", "GUARANTEE"], std::iter::once(role_cells(role)))
+    }
+
+    /// Where the numbers of an agent or of a framework's offers come from, one line each.
     pub(crate) fn explanation(&self, lines: &[Line]) -> String {
         let row =
             |l: &Line| vec![Cell::new(&l.what), Cell::new(l.part), Cell::new(&l.amount), Cell::new(&l.why)];
@@ -164,6 +188,23 @@ impl View {
         }
         table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
     }
+}
+
+fn role_cells(role: &RoleEntry) -> Vec<Cell> {
+    let settings = role.settings.clone().unwrap_or_default();
+    vec![
+        Cell::new(&role.role),
+        Cell::new(settings.weight),
+        Cell::new(settings.priority),
+        Cell::new(amounts_text(&settings.limit)),
+        Cell::new(amounts_text(&settings.guarantee)),
+    ]
+}
+
+/// `CPU 4`, `memory 8 GiB`, one a line.
+fn amounts_text(amounts: &BTreeMap<String, u64>) -> String {
+    let lines: Vec<_> = amounts.iter().map(|(kind, &of)| amount(kind, of)).collect();
+    if lines.is_empty() { "-".to_owned() } else { lines.join("\n") }
 }
 
 fn offer_row(offer: &Offer) -> Vec<Cell> {

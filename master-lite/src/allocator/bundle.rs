@@ -1,5 +1,7 @@
 //! Amounts of every kind of resource, as the allocator counts them.
 
+use std::collections::BTreeMap;
+
 use bulkhead_proto::{
     resources::{PortSet, SCALARS},
     v1::{ResourceClass, Resources},
@@ -36,6 +38,25 @@ pub fn kind_named(name: &str) -> Option<usize> {
     (0..KINDS).find(|&kind| kind_name(kind) == name)
 }
 
+/// A name that is no kind's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name:?} is no kind of resource; the kinds are {}", all_kinds())]
+pub struct NoSuchKind {
+    name: String,
+}
+
+fn all_kinds() -> String {
+    (0..KINDS).map(kind_name).collect::<Vec<_>>().join(", ")
+}
+
+/// The kind of this name, or which names there are.
+///
+/// # Errors
+/// For any other name.
+pub fn kind_called(name: &str) -> Result<usize, NoSuchKind> {
+    kind_named(name).ok_or_else(|| NoSuchKind { name: name.chars().take(100).collect() })
+}
+
 /// So much of each kind, in the units of [`kind_name`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bundle(pub [u64; KINDS]);
@@ -57,6 +78,27 @@ impl Bundle {
             bundle.0[REVOCABLE_CPU] = std::mem::take(&mut bundle.0[CPU]);
         }
         bundle
+    }
+
+    /// This, with other amounts of these kinds.
+    ///
+    /// # Errors
+    /// For a name that is no kind's.
+    pub fn with_kinds(mut self, amounts: &BTreeMap<String, u64>) -> Result<Self, NoSuchKind> {
+        for (name, &amount) in amounts {
+            self.0[kind_called(name)?] = amount;
+        }
+        Ok(self)
+    }
+
+    /// What there is anything of, by name.
+    pub fn by_kind(&self) -> BTreeMap<String, u64> {
+        by_kind(&self.0, |amount| amount > 0)
+    }
+
+    /// What is bounded, by name.
+    pub fn bounds_by_kind(&self) -> BTreeMap<String, u64> {
+        by_kind(&self.0, |amount| amount < u64::MAX)
     }
 
     /// The same as [`Resources`] of an offer of this class, with these ports.
@@ -145,6 +187,11 @@ impl Totals {
         }
     }
 
+    /// What there is anything of, by name; as far as numbers of 64 bits go.
+    pub fn by_kind(&self) -> BTreeMap<String, u64> {
+        by_kind(&self.0.map(narrow), |amount| amount > 0)
+    }
+
     /// Nothing of any kind.
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|&amount| amount == 0)
@@ -168,6 +215,11 @@ impl From<&Bundle> for Totals {
     fn from(bundle: &Bundle) -> Self {
         Self(bundle.0.map(u128::from))
     }
+}
+
+fn by_kind(amounts: &[u64; KINDS], is_told: fn(u64) -> bool) -> BTreeMap<String, u64> {
+    let told = amounts.iter().enumerate().filter(|&(_, &amount)| is_told(amount));
+    told.map(|(kind, &amount)| (kind_name(kind).to_owned(), amount)).collect()
 }
 
 fn narrow(amount: u128) -> u64 {

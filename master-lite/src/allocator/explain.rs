@@ -1,4 +1,4 @@
-//! Why a framework was offered what it was, in the allocator's own numbers.
+//! Why a framework was offered what it was, in the allocator's own numbers; and how roles stand.
 
 use std::collections::BTreeMap;
 
@@ -6,21 +6,21 @@ use bulkhead_proto::v1::ResourceClass;
 
 use super::{
     Allocator,
-    bundle::{Bundle, Totals},
+    bundle::{Bundle, Totals, kind_name},
     refusals::Seen,
     roles::RoleSettings,
 };
 use crate::ids::UnixMs;
 
-/// What stands between a framework and an agent.
+/// What stands between a framework and an agent, the farthest from an offer first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Obstacle {
-    /// The framework is not connected.
-    NotConnected,
     /// It does not want this class.
     NotWanted,
     /// Too little is free there for any offer.
     NothingFree,
+    /// The framework is not connected.
+    NotConnected,
     /// Less is free than its minimum.
     BelowMinimum,
     /// It refused the agent, and the refusal is not over.
@@ -46,6 +46,8 @@ pub struct Place {
     pub held: Totals,
     /// The largest part of the cluster that this is.
     pub dominant_share: f64,
+    /// The kind of which it is that; empty where it is nothing.
+    pub dominant_kind: &'static str,
     /// How many siblings are served before it.
     pub served_before: usize,
     /// How many siblings contend, itself included.
@@ -65,39 +67,84 @@ pub struct Explanation {
     pub entitled: f64,
     /// What quotas leave for it; `None` where none bounds it.
     pub room: Option<Bundle>,
-    /// What is free now, over all agents.
+    /// What there is, over all agents.
+    pub capacity: Totals,
+    /// What is free of it now.
     pub free: Totals,
     /// What is kept free of that for guarantees, over all roles.
     pub kept_free: Totals,
-    /// How many agents it would take as they are now.
-    pub takes: u64,
-    /// How many agents it would not, by the first reason.
-    pub obstacles: BTreeMap<Obstacle, u64>,
+}
+
+/// A role, as it stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RoleStanding {
+    /// Which.
+    pub role: String,
+    /// What an operator said of it; `None` where nobody said anything.
+    pub settings: Option<RoleSettings>,
+    /// What it and all below it hold.
+    pub held: Totals,
+    /// The largest part of the cluster that this is.
+    pub dominant_share: f64,
+    /// The kind of which it is that; empty where it is nothing.
+    pub dominant_kind: &'static str,
+    /// How many frameworks are right in it.
+    pub frameworks: u32,
 }
 
 impl Allocator {
-    /// Explains a framework's place and looks at every agent for it; `None` for one that is not there.
-    pub fn explain(&self, framework: u32, now: UnixMs) -> Option<Explanation> {
+    /// Explains a framework's place; `None` for one that is not there. [`Self::obstacle`] says the rest, agent by agent.
+    pub fn explain(&self, framework: u32) -> Option<Explanation> {
         self.wants(framework)?;
         let mut path: Vec<_> = self.tree.path(framework).map(|node| self.place(node)).collect();
         path.reverse();
-        let (mut takes, mut obstacles) = (0, BTreeMap::new());
-        for agent in (0..self.agents.len()).filter(|&a| self.agents[a].is_some()) {
-            match self.obstacle(framework, u32::try_from(agent).unwrap_or(u32::MAX), now) {
-                None => takes += 1,
-                Some(obstacle) => *obstacles.entry(obstacle).or_default() += 1,
-            }
-        }
         Some(Explanation {
             policy: self.tree.policy().name().to_owned(),
             path,
             entitled: self.tree.entitled(framework),
             room: self.tree.room(framework, &self.free),
+            capacity: self.capacity,
             free: self.free,
             kept_free: self.tree.kept_free().copied().unwrap_or_default(),
-            takes,
-            obstacles,
         })
+    }
+
+    /// Roles that somebody said something of, that have frameworks, or that are above such a role; by name.
+    pub fn roles(&self) -> Vec<RoleStanding> {
+        let stands = |(role, node): (&str, u32)| {
+            let held = self.tree.held(node);
+            RoleStanding {
+                role: role.to_owned(),
+                settings: self.tree.said_of(role),
+                held: *held,
+                dominant_share: self.tree.scale().share(held),
+                dominant_kind: self.dominant_kind(held),
+                frameworks: self.tree.frameworks_in(node),
+            }
+        };
+        let mut roles: Vec<_> = self.tree.roles().map(stands).collect();
+        roles.sort_unstable_by(|a, b| a.role.cmp(&b.role));
+        roles
+    }
+
+    /// What was said of roles, by name.
+    pub fn settings(&self) -> BTreeMap<String, RoleSettings> {
+        let said = |(role, _): (&str, u32)| Some((role.to_owned(), self.tree.said_of(role)?));
+        self.tree.roles().filter_map(said).collect()
+    }
+
+    /// What was said of a role; `None` where nobody said anything.
+    pub fn settings_of(&self, role: &str) -> Option<RoleSettings> {
+        self.tree.said_of(role)
+    }
+
+    /// When all that a framework refuses of an agent is over; `None` where it refuses nothing.
+    pub fn refused_until(&self, framework: u32, agent: u32, now: UnixMs) -> Option<UnixMs> {
+        self.agents.get(super::at(agent))?.as_ref()?.refusals.until(framework, now)
+    }
+
+    fn dominant_kind(&self, held: &Totals) -> &'static str {
+        self.tree.scale().dominant(held).map_or("", kind_name)
     }
 
     /// What keeps this agent from this framework now; `None` where it takes it. Of several obstacles, of both classes, the
@@ -148,6 +195,7 @@ impl Allocator {
             settings: self.tree.settings(node),
             held: *self.tree.held(node),
             dominant_share: self.tree.scale().share(self.tree.held(node)),
+            dominant_kind: self.dominant_kind(self.tree.held(node)),
             served_before,
             siblings,
             part_of_parent: self.tree.part_of_siblings(node),

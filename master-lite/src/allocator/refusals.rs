@@ -62,6 +62,12 @@ impl Refusals {
         }
     }
 
+    /// When everything that this framework refuses is over; `None` where it refuses nothing now.
+    pub(super) fn until(&self, framework: u32, now: UnixMs) -> Option<UnixMs> {
+        let of = [false, true].into_iter().filter_map(|class| self.of.get(&(framework, class)));
+        of.map(|refusal| refusal.until).filter(|&until| now < until).max()
+    }
+
     /// Starts a new round: who is not refusing any more is as fresh as anybody.
     pub(super) fn end_round(&mut self, class: ResourceClass, now: UnixMs) {
         let class = class == ResourceClass::Revocable;

@@ -43,6 +43,12 @@ impl Scale {
         self.largest(&held.0, |amount| u64::try_from(amount).map_or(amount as f64, |small| small as f64))
     }
 
+    /// The kind that is the largest part of the cluster, the first of several; `None` where nothing counts.
+    pub(super) fn dominant(&self, held: &Totals) -> Option<usize> {
+        let share = |kind: usize| held.0[kind] as f64 * self.inverse[kind];
+        (0..KINDS).rev().filter(|&kind| share(kind) > 0.0).max_by(|&a, &b| share(a).total_cmp(&share(b)))
+    }
+
     pub(super) fn share_of(&self, bundle: &Bundle) -> f64 {
         self.largest(&bundle.0, |amount| amount as f64)
     }

@@ -169,19 +169,21 @@ impl Tree {
     pub(super) fn remove_framework(&mut self, framework: u32) {
         self.set_waits(framework, [false; 2]);
         self.set_held(framework, &Totals::default());
-        let mut gone = framework;
-        loop {
-            let parent = self.nodes[at(gone)].parent;
-            self.vacate(gone);
+        self.prune(framework);
+    }
+
+    /// Removes a node that nothing needs, and those above it that then nothing needs.
+    fn prune(&mut self, mut node: u32) {
+        while node != ROOT && self.nodes[at(node)].population == 0 && self.nodes[at(node)].settings.is_none()
+        {
+            let parent = self.nodes[at(node)].parent;
+            self.vacate(node);
             let above = &mut self.nodes[at(parent)];
             above.population -= 1;
-            if above.leaf == Some(gone) {
+            if above.leaf == Some(node) {
                 above.leaf = None;
             }
-            if parent == ROOT || above.population > 0 || above.settings.is_some() {
-                return;
-            }
-            gone = parent;
+            node = parent;
         }
     }
 
@@ -200,6 +202,16 @@ impl Tree {
         }
         self.eased.push(node);
         self.settle(node);
+    }
+
+    /// Forgets what an operator said of a role.
+    pub(super) fn clear_role(&mut self, role: &str) {
+        let Some(&node) = self.roles.get(role) else { return };
+        // Its siblings' sum of weights has the old one.
+        self.place(node, [false; 2]);
+        self.nodes[at(node)].settings = None;
+        self.settle(node);
+        self.prune(node);
     }
 
     fn role(&mut self, role: &str) -> u32 {
@@ -518,6 +530,21 @@ impl Tree {
 
     pub(super) fn role_of(&self, node: u32) -> &str {
         &self.nodes[at(node)].role
+    }
+
+    /// All roles, and their nodes.
+    pub(super) fn roles(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.roles.iter().map(|(role, &node)| (&**role, node))
+    }
+
+    /// What an operator said of a role; `None` where nobody said anything.
+    pub(super) fn said_of(&self, role: &str) -> Option<RoleSettings> {
+        self.nodes[at(*self.roles.get(role)?)].settings.as_deref().copied()
+    }
+
+    /// How many frameworks are right in a role.
+    pub(super) fn frameworks_in(&self, role: u32) -> u32 {
+        self.nodes[at(role)].leaf.map_or(0, |leaf| self.nodes[at(leaf)].population)
     }
 
     pub(super) fn is_framework(&self, node: u32) -> bool {

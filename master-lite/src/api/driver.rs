@@ -9,13 +9,15 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use bulkhead_proto::v1::{Grant, MasterMessage, ResizeTaskRequest, SchedulerEvent, StopTaskRequest};
+use bulkhead_proto::v1::{
+    Grant, MasterMessage, ResizeTaskRequest, RoleSettings, SchedulerEvent, SetRoleRequest, StopTaskRequest,
+};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
 use super::session::Outbox;
 use crate::{
-    core::{Closing, Core, Effect, Event, ResizeError, Severity, StopError},
+    core::{Closing, Core, Effect, Event, ResizeError, SetRoleError, Severity, StopError},
     ids::{RequestId, SessionId, UnixMs},
     metrics::Metrics,
 };
@@ -31,6 +33,7 @@ enum Input {
     Query(Query),
     Stop(StopTaskRequest, oneshot::Sender<Result<(), StopError>>),
     Resize(ResizeTaskRequest, oneshot::Sender<Result<Grant, ResizeError>>),
+    SetRole(SetRoleRequest, oneshot::Sender<Result<RoleSettings, SetRoleError>>),
     ShutDown,
 }
 
@@ -106,6 +109,16 @@ impl Handle {
         answer.await.map_err(|_| shutting_down())
     }
 
+    /// Changes what is said of a role, for an operator.
+    pub(super) async fn set_role(
+        &self,
+        set: SetRoleRequest,
+    ) -> Result<Result<RoleSettings, SetRoleError>, Status> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Input::SetRole(set, reply)).await?;
+        answer.await.map_err(|_| shutting_down())
+    }
+
     /// Ends every session and the driver; later calls are answered with UNAVAILABLE.
     pub async fn shut_down(&self) {
         // An error means that the driver is gone already.
@@ -131,6 +144,7 @@ pub fn start(core: Core, metrics: Metrics, session_queue: usize) -> Handle {
         peers: HashMap::new(),
         stopping: HashMap::new(),
         resizing: HashMap::new(),
+        setting: HashMap::new(),
         requests: 0,
     };
     tokio::spawn(driver.run(inputs));
@@ -174,6 +188,7 @@ struct Driver {
     peers: HashMap<SessionId, Peer>,
     stopping: HashMap<RequestId, oneshot::Sender<Result<(), StopError>>>,
     resizing: HashMap<RequestId, oneshot::Sender<Result<Grant, ResizeError>>>,
+    setting: HashMap<RequestId, oneshot::Sender<Result<RoleSettings, SetRoleError>>>,
     requests: u64,
 }
 
@@ -202,6 +217,11 @@ impl Driver {
                     let request = self.next_request();
                     self.resizing.insert(request, reply);
                     self.step(Event::ResizeTask { request, resize });
+                }
+                Input::SetRole(set, reply) => {
+                    let request = self.next_request();
+                    self.setting.insert(request, reply);
+                    self.step(Event::SetRole { request, set });
                 }
                 Input::ShutDown => break,
             }
@@ -255,6 +275,12 @@ impl Driver {
             }
             Effect::ResizeAnswer { request, result } => {
                 if let Some(reply) = self.resizing.remove(&request) {
+                    drop(reply.send(result));
+                }
+                None
+            }
+            Effect::RoleAnswer { request, result } => {
+                if let Some(reply) = self.setting.remove(&request) {
                     drop(reply.send(result));
                 }
                 None

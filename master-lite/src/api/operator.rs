@@ -1,14 +1,15 @@
-//! `Operator`: questions about the cluster, and stopping or resizing a task.
+//! `Operator`: questions about the cluster, stopping or resizing a task, and what holds for roles.
 
 use bulkhead_proto::v1::{
-    ListAgentsRequest, ListAgentsResponse, ListFrameworksRequest, ListFrameworksResponse, ListOffersRequest,
-    ListOffersResponse, ListTasksRequest, ListTasksResponse, ResizeTaskRequest, ResizeTaskResponse,
-    StopTaskRequest, StopTaskResponse, operator_server::Operator,
+    ExplainFrameworkRequest, ExplainFrameworkResponse, ListAgentsRequest, ListAgentsResponse,
+    ListFrameworksRequest, ListFrameworksResponse, ListOffersRequest, ListOffersResponse, ListRolesRequest,
+    ListRolesResponse, ListTasksRequest, ListTasksResponse, ResizeTaskRequest, ResizeTaskResponse,
+    SetRoleRequest, SetRoleResponse, StopTaskRequest, StopTaskResponse, operator_server::Operator,
 };
 use tonic::{Request, Response, Status};
 
 use super::driver::Handle;
-use crate::core::{ResizeError, StopError};
+use crate::core::{ResizeError, SetRoleError, StopError};
 
 pub(super) struct Service {
     driver: Handle,
@@ -72,6 +73,28 @@ impl Operator for Service {
             Err(ResizeError::Task(problem)) => Err(not_found(&problem)),
             Err(refused) => Err(Status::failed_precondition(refused.to_string())),
         }
+    }
+
+    async fn list_roles(&self, _: Request<ListRolesRequest>) -> Result<Response<ListRolesResponse>, Status> {
+        let roles = self.driver.query(|core| core.list_roles()).await?;
+        Ok(Response::new(ListRolesResponse { roles }))
+    }
+
+    async fn set_role(&self, request: Request<SetRoleRequest>) -> Result<Response<SetRoleResponse>, Status> {
+        match self.driver.set_role(request.into_inner()).await? {
+            Ok(settings) => Ok(Response::new(SetRoleResponse { settings: Some(settings) })),
+            Err(problem @ SetRoleError::Quota(_)) => Err(Status::failed_precondition(problem.to_string())),
+            Err(problem) => Err(Status::invalid_argument(problem.to_string())),
+        }
+    }
+
+    async fn explain_framework(
+        &self,
+        request: Request<ExplainFrameworkRequest>,
+    ) -> Result<Response<ExplainFrameworkResponse>, Status> {
+        let request = request.into_inner();
+        let explained = self.driver.query(move |core| core.explain_framework(&request)).await?;
+        explained.map(Response::new).map_err(|e| Status::not_found(e.to_string()))
     }
 }
 

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use crate::allocator::{
-    Allocator, Bundle, Drf, KINDS, Policy, Priority, RoleSettings, Weight, check_roles, kind_name, kind_named,
+    Allocator, Bundle, Drf, Policy, Priority, RoleSettings, Weight, check_roles, kind_called,
 };
 
 /// The section as it is written.
@@ -65,7 +65,8 @@ pub struct NoSuchPolicy {
 
 impl AllocatorConfig {
     pub(super) fn from_options(written: AllocatorOptions) -> Result<Self, String> {
-        let uncounted = written.uncounted.iter().map(|name| kind(name)).collect::<Result<_, _>>()?;
+        let uncounted = written.uncounted.iter().map(|name| kind_called(name)).collect::<Result<_, _>>();
+        let uncounted = uncounted.map_err(|e| e.to_string())?;
         let role = |(name, role): (String, RoleOptions)| {
             let settings = role.settings().map_err(|problem| format!("role {name:?}: {problem}"))?;
             Ok((name, settings))
@@ -100,22 +101,8 @@ impl RoleOptions {
         Ok(RoleSettings {
             weight: weight.unwrap_or(Weight::ONE),
             priority: self.priority.unwrap_or(0),
-            limit: amounts(Bundle::UNBOUNDED, self.limit)?,
-            guarantee: amounts(Bundle::default(), self.guarantee)?,
+            limit: Bundle::UNBOUNDED.with_kinds(&self.limit).map_err(|e| e.to_string())?,
+            guarantee: Bundle::default().with_kinds(&self.guarantee).map_err(|e| e.to_string())?,
         })
     }
-}
-
-fn amounts(mut bundle: Bundle, written: BTreeMap<String, u64>) -> Result<Bundle, String> {
-    for (name, amount) in written {
-        bundle.0[kind(&name)?] = amount;
-    }
-    Ok(bundle)
-}
-
-fn kind(name: &str) -> Result<usize, String> {
-    kind_named(name).ok_or_else(|| {
-        let known = (0..KINDS).map(kind_name).collect::<Vec<_>>().join(", ");
-        format!("{name:?} is no kind of resource; the kinds are {known}")
-    })
 }

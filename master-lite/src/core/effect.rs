@@ -1,7 +1,8 @@
 //! What the core wants done.
 
-use bulkhead_proto::v1::{Grant, master_message, scheduler_event};
+use bulkhead_proto::v1::{Grant, RoleSettings, master_message, scheduler_event};
 
+use super::SetRoleError;
 use crate::ids::{RequestId, SessionId};
 
 /// One thing to do; effects of a step are carried out in order.
@@ -41,6 +42,13 @@ pub enum Effect {
         request: RequestId,
         /// What the task holds now.
         result: Result<Grant, ResizeError>,
+    },
+    /// Answer an operator's [`SetRole`](super::Event::SetRole).
+    RoleAnswer {
+        /// Which call.
+        request: RequestId,
+        /// What is said of the role now.
+        result: Result<RoleSettings, SetRoleError>,
     },
     /// Tell whoever reads the master's log.
     Log {

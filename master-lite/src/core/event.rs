@@ -1,7 +1,8 @@
 //! What can happen to the master.
 
 use bulkhead_proto::v1::{
-    FrameworkInfo, Register, ResizeTaskRequest, StopTaskRequest, agent_message, scheduler_call,
+    FrameworkInfo, Register, ResizeTaskRequest, SetRoleRequest, StopTaskRequest, agent_message,
+    scheduler_call,
 };
 
 use crate::ids::{RequestId, SessionId};
@@ -56,6 +57,13 @@ pub enum Event {
         request: RequestId,
         /// Which task, and what it is to hold.
         resize: ResizeTaskRequest,
+    },
+    /// An operator changes what is said of a role.
+    SetRole {
+        /// Which call waits for [`Effect::RoleAnswer`](super::Effect::RoleAnswer).
+        request: RequestId,
+        /// Which role, and what holds from now on.
+        set: SetRoleRequest,
     },
     /// Nothing but time has passed.
     Tick,

@@ -1,6 +1,10 @@
 //! `bulkhead explain`.
 
-use bulkhead_proto::v1::{HeldBackFor, KindOrigin, LendingOrigin, NothingLent, Provenance};
+use bulkhead_proto::v1::{
+    AgentForFramework, AgentName, AgentsNotOffered, ExplainFrameworkRequest, ExplainFrameworkResponse,
+    FrameworkEntry, HeldBackFor, KindOrigin, LendingOrigin, NothingLent, PlaceKind, Provenance, RoleSettings,
+    SharePlace, WhyNotOffered,
+};
 
 use crate::{fake_agent::FakeAgent, fake_master::FakeMaster, process::output};
 
@@ -60,4 +64,81 @@ async fn agents_that_cannot_say_are_named() {
         assert_eq!(refused.code, 1, "{wanted}: {}", refused.stderr);
         assert!(refused.stderr.contains(says), "{wanted}: {}", refused.stderr);
     }
+}
+
+/// A framework of this id and name, and what the master says of it.
+fn explained(master: &FakeMaster) {
+    let role = SharePlace {
+        role: "team".into(),
+        kind: PlaceKind::Role.into(),
+        settings: Some(RoleSettings { weight: 2.0, ..RoleSettings::default() }),
+        served_before: 1,
+        siblings: 2,
+        part_of_parent: 0.5,
+        ..SharePlace::default()
+    };
+    let refused = AgentsNotOffered {
+        why: WhyNotOffered::Refused.into(),
+        agent_count: 50_000,
+        examples: vec![AgentName { agent_id: "a-1".into(), hostname: "host-a-1".into() }],
+    };
+    let framework = FrameworkEntry {
+        framework_id: "f-1".into(),
+        name: "batch".into(),
+        connected: true,
+        ..FrameworkEntry::default()
+    };
+    let mut lists = master.lists();
+    lists.frameworks.push(framework);
+    lists.explanation = Some(ExplainFrameworkResponse {
+        framework_id: "f-1".into(),
+        connected: true,
+        path: vec![role],
+        entitled_share: 0.5,
+        not_offered: vec![refused],
+        ..ExplainFrameworkResponse::default()
+    });
+}
+
+#[tokio::test]
+async fn a_framework_is_told_in_the_allocator_s_numbers() {
+    let master = FakeMaster::start().await;
+    explained(&master);
+    for wanted in ["f-1", "batch", "f"] {
+        let told = output(&master.address, &["explain", "--framework", wanted]).await;
+        assert_eq!(told.code, 0, "{}", told.stderr);
+        for expected in
+            ["role team", "weight 2", "1 of 2 that wait", "it refused them", "host-a-1 and 49999 more"]
+        {
+            assert!(told.text().contains(expected), "{expected}: {}", told.text());
+        }
+    }
+    let json = output(&master.address, &["--json", "explain", "--framework", "f-1"]).await.json();
+    assert_eq!((&json["entitled_share"], &json["path"][0]["kind"]), (&0.5.into(), &"role".into()));
+    assert_eq!(json["not_offered"][0]["why"], "refused");
+    let unknown = output(&master.address, &["explain", "--framework", "nobody"]).await;
+    assert_eq!(unknown.code, 1);
+    assert!(unknown.stderr.contains("no framework is called \"nobody\""), "{}", unknown.stderr);
+    assert_eq!(output(&master.address, &["explain"]).await.code, 2);
+}
+
+#[tokio::test]
+async fn a_framework_and_an_agent_are_told_together() {
+    let master = FakeMaster::start().await;
+    explained(&master);
+    master.add_agent("a-1", "127.0.0.1:1");
+    let agent = AgentForFramework {
+        agent: Some(AgentName { agent_id: "a-1".into(), hostname: "host-a-1".into() }),
+        why: WhyNotOffered::KeptFree.into(),
+        ..AgentForFramework::default()
+    };
+    if let Some(explanation) = &mut master.lists().explanation {
+        explanation.agent = Some(agent);
+    }
+    let args = ["explain", "--framework", "batch", "--agent", "host-a-1"];
+    let told = output(&master.address, &args).await;
+    assert_eq!(told.code, 0, "{}", told.stderr);
+    assert!(told.text().contains("kept for guarantees of other roles"), "{}", told.text());
+    let asked = ExplainFrameworkRequest { framework_id: "f-1".into(), agent_id: "a-1".into() };
+    assert_eq!(master.lists().explained, [asked]);
 }

@@ -7,11 +7,12 @@ use std::{
 };
 
 use bulkhead_proto::v1::{
-    Accept, AgentEntry, AgentInfo, FrameworkEntry, FrameworkInfo, ListAgentsRequest, ListAgentsResponse,
-    ListFrameworksRequest, ListFrameworksResponse, ListOffersRequest, ListOffersResponse, ListTasksRequest,
+    Accept, AgentEntry, AgentInfo, ExplainFrameworkRequest, ExplainFrameworkResponse, FrameworkEntry,
+    FrameworkInfo, ListAgentsRequest, ListAgentsResponse, ListFrameworksRequest, ListFrameworksResponse,
+    ListOffersRequest, ListOffersResponse, ListRolesRequest, ListRolesResponse, ListTasksRequest,
     ListTasksResponse, Offer, Offers, PortRange, ResizeTaskRequest, ResizeTaskResponse, ResourceClass,
-    Resources, SchedulerCall, SchedulerEvent, StopTaskRequest, StopTaskResponse, Subscribed, Task,
-    TaskReason, TaskState, TaskStatus,
+    Resources, RoleEntry, RoleSettings, SchedulerCall, SchedulerEvent, SetRoleRequest, SetRoleResponse,
+    StopTaskRequest, StopTaskResponse, Subscribed, Task, TaskReason, TaskState, TaskStatus,
     operator_server::{Operator, OperatorServer},
     scheduler_call::Call,
     scheduler_event::Event,
@@ -37,6 +38,11 @@ pub(crate) struct Lists {
     pub(crate) page_tasks: usize,
     pub(crate) offers: Vec<Offer>,
     pub(crate) stops: Vec<StopTaskRequest>,
+    pub(crate) roles: Vec<RoleEntry>,
+    pub(crate) role_changes: Vec<SetRoleRequest>,
+    /// What is answered to every question about a framework; unknown where there is nothing.
+    pub(crate) explanation: Option<ExplainFrameworkResponse>,
+    pub(crate) explained: Vec<ExplainFrameworkRequest>,
 }
 
 pub(crate) struct FakeMaster {
@@ -243,6 +249,31 @@ impl Operator for OperatorCalls {
     ) -> Result<Response<ListOffersResponse>, Status> {
         let offers = self.0.lock().unwrap().offers.clone();
         Ok(Response::new(ListOffersResponse { offers }))
+    }
+
+    async fn list_roles(&self, _: Request<ListRolesRequest>) -> Result<Response<ListRolesResponse>, Status> {
+        let roles = self.0.lock().unwrap().roles.clone();
+        Ok(Response::new(ListRolesResponse { roles }))
+    }
+
+    async fn set_role(&self, request: Request<SetRoleRequest>) -> Result<Response<SetRoleResponse>, Status> {
+        let request = request.into_inner();
+        let settings = RoleSettings {
+            weight: request.weight.unwrap_or(1.0),
+            limit: request.limit.clone().unwrap_or_default().kinds,
+            ..RoleSettings::default()
+        };
+        self.0.lock().unwrap().role_changes.push(request);
+        Ok(Response::new(SetRoleResponse { settings: Some(settings) }))
+    }
+
+    async fn explain_framework(
+        &self,
+        request: Request<ExplainFrameworkRequest>,
+    ) -> Result<Response<ExplainFrameworkResponse>, Status> {
+        let mut lists = self.0.lock().unwrap();
+        lists.explained.push(request.into_inner());
+        lists.explanation.clone().map(Response::new).ok_or_else(|| Status::not_found("no such framework"))
     }
 
     async fn stop_task(

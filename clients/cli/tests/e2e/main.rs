@@ -15,5 +15,6 @@ mod kill;
 mod lists;
 mod logs;
 mod process;
+mod roles;
 mod run;
 mod run_trouble;

@@ -106,7 +106,7 @@ fn roles_that_nobody_needs_are_forgotten_and_their_numbers_used_again() {
         .collect();
     assert!(numbers.iter().all(|&number| number < 20), "{numbers:?}");
     let kept = allocator.framework("kept/by/settings");
-    assert_eq!(allocator.explain(kept, NOW).unwrap().path[2].settings, weight(3.0));
+    assert_eq!(allocator.explain(kept).unwrap().path[2].settings, weight(3.0));
 }
 
 #[test]
@@ -206,12 +206,12 @@ fn the_explanation_has_the_allocator_s_own_numbers() {
     allocator.set_role("b", RoleSettings { guarantee: bundle(2_000, 0), ..weight(3.0) });
     let asked = allocator.framework_wanting("a/x", wants(2_000, 0));
     let refused = allocator.agent(bundle(4_000, GIB));
-    allocator.agent(bundle(1_000, GIB));
-    allocator.add_agent();
+    let small = allocator.agent(bundle(1_000, GIB));
+    let empty = allocator.add_agent();
     let made = allocator.allocate(NOW);
     allocator.decline(&made[0], UnixMs(2_000));
     assert_eq!(made[0].agent, refused);
-    let why = allocator.explain(asked, NOW).unwrap();
+    let why = allocator.explain(asked).unwrap();
     assert_eq!(why.policy, "drf");
     let roles: Vec<_> = why.path.iter().map(|p| (p.role.as_str(), p.is_leaf, p.is_framework)).collect();
     assert_eq!(
@@ -219,9 +219,15 @@ fn the_explanation_has_the_allocator_s_own_numbers() {
         [("a", false, false), ("a/x", false, false), ("a/x", true, false), ("a/x", false, true)]
     );
     assert_eq!(why.room.unwrap().0[CPU], 3_000, "5 CPUs are free, and 2 of them kept");
-    assert_eq!((why.kept_free.0[CPU], why.free.0[CPU], why.takes), (2_000, 5_000, 0));
-    let expected = [(Obstacle::NothingFree, 1), (Obstacle::BelowMinimum, 1), (Obstacle::Refused, 1)];
-    assert_eq!(why.obstacles, expected.into());
+    let cpu = [why.kept_free, why.free, why.capacity].map(|sum| sum.0[CPU]);
+    assert_eq!(cpu, [2_000, 5_000, 5_000]);
+    for (agent, expected) in
+        [(empty, Obstacle::NothingFree), (small, Obstacle::BelowMinimum), (refused, Obstacle::Refused)]
+    {
+        assert_eq!(allocator.obstacle(asked, agent, NOW), Some(expected));
+    }
+    assert_eq!(allocator.refused_until(asked, refused, NOW), Some(UnixMs(2_000)));
+    assert_eq!(allocator.refused_until(asked, refused, UnixMs(2_000)), None);
 
     allocator.set_held(asked, &Totals::from(&bundle(3_000, 0)));
     assert_eq!(allocator.obstacle(asked, refused, UnixMs(2_000)), Some(Obstacle::Limit));

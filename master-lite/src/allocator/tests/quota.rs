@@ -80,6 +80,13 @@ fn the_guarantee_of_a_role_covers_those_below_it_and_is_not_counted_twice() {
     assert_eq!(allocator.cpu(b), 3_000);
 }
 
+/// Everything that is said of the framework's place, but for whose turn it is among equals.
+fn place(allocator: &Allocator, framework: u32) -> (f64, Option<Bundle>, Vec<(String, f64, RoleSettings)>) {
+    let why = allocator.explain(framework).unwrap();
+    let path = why.path.into_iter().map(|p| (p.role, p.part_of_parent, p.settings)).collect();
+    (why.entitled, why.room, path)
+}
+
 const ROLES: [&str; 6] = ["a", "a/b", "a/b/c", "a/d", "e", "f"];
 
 proptest! {
@@ -121,6 +128,47 @@ proptest! {
                 prop_assert!(sum.0[CPU] <= cpu.into() && sum.0[MEM] <= u128::from(mem * GIB), "{above}: {sum:?}");
             }
         }
+    }
+
+    /// What is set and cleared on the way leaves no trace: only what is said last counts.
+    #[test]
+    fn settings_that_were_changed_are_as_if_they_had_been_so_from_the_start(
+        said in prop::collection::vec((0usize..6, prop::option::of((1u32..9, 0u64..9_000, 0u64..2_000))), 1..20),
+        frameworks in prop::collection::vec(0usize..6, 1..6),
+        come_after in 0usize..20,
+    ) {
+        let settings = |(parts, cpu, promised): (u32, u64, u64)| RoleSettings {
+            guarantee: bundle(promised.min(cpu), 0),
+            ..RoleSettings { weight: weight(parts.into()).weight, ..limit(cpu, u64::MAX) }
+        };
+        let (mut changed, mut last, mut those) = (drf(), [None; 6], Vec::new());
+        let come = |allocator: &mut Allocator| -> Vec<u32> {
+            frameworks.iter().map(|&role| allocator.framework(ROLES[role])).collect()
+        };
+        for (at, &(role, ref now)) in said.iter().enumerate() {
+            if at == come_after {
+                those = come(&mut changed);
+            }
+            last[role] = now.map(settings);
+            match last[role] {
+                Some(settings) => changed.set_role(ROLES[role], settings),
+                None => changed.clear_role(ROLES[role]),
+            }
+        }
+        if those.is_empty() {
+            those = come(&mut changed);
+        }
+        let mut fresh = drf();
+        for (role, settings) in ROLES.iter().zip(last) {
+            settings.into_iter().for_each(|settings| fresh.set_role(role, settings));
+        }
+        let same = come(&mut fresh);
+        for (&one, &other) in those.iter().zip(&same) {
+            prop_assert_eq!(place(&changed, one), place(&fresh, other));
+        }
+        prop_assert_eq!(changed.settings(), fresh.settings());
+        let names = |allocator: &Allocator| allocator.roles().into_iter().map(|r| r.role).collect::<Vec<_>>();
+        prop_assert_eq!(names(&changed), names(&fresh));
     }
 
     /// Where there is enough of everything, a role that comes late has its guarantee, whoever came before it.

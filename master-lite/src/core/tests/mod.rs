@@ -1,12 +1,14 @@
 //! The core's behaviour, one file a part, driven through [`Core::step`] with chosen times.
 
 mod agents;
+mod explaining;
 mod frameworks;
 mod listing;
 mod locality;
 mod offers;
 mod properties;
 mod resizing;
+mod roles;
 mod statuses;
 
 use bulkhead_proto::v1::{

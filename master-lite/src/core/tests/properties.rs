@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use bulkhead_proto::{
     resources::PortSet,
     v1::{
-        Detach, ResizeTask, ResizeTaskRequest, Resized, Revive, StopTaskRequest, Subscribe, Teardown,
-        Unchanged,
+        Amounts, Detach, ExplainFrameworkRequest, ResizeTask, ResizeTaskRequest, Resized, Revive,
+        SetRoleRequest, StopTaskRequest, Subscribe, Teardown, Unchanged,
     },
 };
 use proptest::prelude::*;
@@ -96,15 +96,45 @@ fn any_register() -> impl Strategy<Value = Register> {
 
 fn any_framework() -> impl Strategy<Value = FrameworkInfo> {
     let minimum = prop_oneof![9 => Just(None), 1 => any_resources().prop_map(Some)];
-    (name(), prop::collection::vec(any_class(), 0..3), 0u64..40_000, minimum).prop_map(
-        |(framework_id, classes, failover_timeout_ms, minimum)| FrameworkInfo {
+    (name(), any_role(), prop::collection::vec(any_class(), 0..3), 0u64..40_000, minimum).prop_map(
+        |(framework_id, role, classes, failover_timeout_ms, minimum)| FrameworkInfo {
             framework_id,
+            role,
             classes,
             failover_timeout_ms,
             minimum,
             ..FrameworkInfo::default()
         },
     )
+}
+
+/// The one that frameworks have by default, some in each other, and a few that are none.
+fn any_role() -> impl Strategy<Value = String> {
+    const GOOD: [&str; 7] = ["", "default", "a", "a/b", "a/b/c", "a/d", "e"];
+    const BAD: [&str; 4] = ["/", "a//b", "..", "a/"];
+    prop_oneof![20 => prop::sample::select(&GOOD[..]), 1 => prop::sample::select(&BAD[..])]
+        .prop_map(str::to_owned)
+}
+
+/// Roles change while frameworks come and go, mostly to what they can.
+fn any_role_change() -> impl Strategy<Value = SetRoleRequest> {
+    let weight = prop_oneof![9 => 0.5f64..4.0, 1 => prop::num::f64::ANY];
+    let kind =
+        prop_oneof![10 => Just("cpu_milli"), 10 => Just("mem_bytes"), 5 => Just("ports"), 1 => Just("cores")];
+    let amounts = |most| {
+        let amount = prop_oneof![20 => 0u64..most, 1 => Just(u64::MAX)];
+        let kinds = prop::collection::btree_map(kind.clone().prop_map(str::to_owned), amount, 0..3);
+        prop::option::of(kinds.prop_map(|kinds| Amounts { kinds }))
+    };
+    (any_role(), prop::bool::weighted(0.2), prop::option::of(weight), amounts(4_000), amounts(1_000))
+        .prop_map(|(role, clear, weight, limit, guarantee)| SetRoleRequest {
+            role,
+            clear,
+            weight,
+            priority: None,
+            limit,
+            guarantee,
+        })
 }
 
 fn any_call() -> impl Strategy<Value = Call> {
@@ -184,6 +214,8 @@ fn any_act() -> impl Strategy<Value = Act> {
             let stop = StopTaskRequest { task_id, framework_id, grace_ms: 0 };
             Act::Happens(Event::StopTask { request: RequestId(0), stop })
         }),
+        4 => any_role_change()
+            .prop_map(|set| Act::Happens(Event::SetRole { request: RequestId(2), set })),
         12 => (0usize..2, (0u64..900, 0u64..900).prop_map(|(c, m)| resources(c, m)), prop::option::of(0usize..3))
             .prop_map(|(pick, grant, offer)| Act::Resizes { pick, grant, offer }),
         12 => (0usize..2, prop::bool::weighted(0.8)).prop_map(|(pick, done)| Act::Resized { pick, done }),
@@ -357,6 +389,7 @@ fn check(core: &Core) {
         assert!(connected || core.offers.of_agent(agent).next().is_none(), "{agent} is away and offered");
     }
     check_fairness_sums(core);
+    check_explanations(core);
     for offer in core.offers.iter() {
         let owner = core.frameworks.get(&offer.framework).unwrap();
         assert!(owner.session().is_some(), "offered to nobody: {offer:?}");
@@ -367,6 +400,24 @@ fn check(core: &Core) {
         let holds = core.ledger.book(&record.agent).is_some_and(|b| b.tasks().any(|t| t == key));
         assert!(record.ended() || holds, "{key} is live and holds nothing");
     }
+}
+
+/// Whatever there is can be explained, and what is said of roles can be kept.
+fn check_explanations(core: &Core) {
+    for (id, framework) in core.frameworks.iter() {
+        let framework_id = id.as_str().to_owned();
+        let agent_id = core.inventory.iter().next().map(|(id, _)| String::from(id)).unwrap_or_default();
+        let why = core.explain_framework(&ExplainFrameworkRequest { framework_id, agent_id }).unwrap();
+        let agents = why.takes_agents + why.not_offered.iter().map(|r| r.agent_count).sum::<u64>();
+        assert_eq!(agents, core.inventory.iter().count() as u64, "{why:?}");
+        assert!(
+            why.not_offered.iter().all(|r| !r.examples.is_empty() && r.examples.len() <= EXAMPLES),
+            "{why:?}"
+        );
+        assert!((0.0..=1.0).contains(&why.entitled_share), "{why:?}");
+        assert_eq!(why.path.last().map(|place| place.role.as_str()), Some(framework.info.role.as_str()));
+    }
+    assert_eq!(crate::allocator::check_roles(&core.allocator.settings()), Ok(()));
 }
 
 /// What each framework holds, counted once more, and that the allocator counts the same.
